@@ -1,0 +1,1 @@
+"""The client library: generate text on a Triton that serves a model which gptport exported."""

@@ -1,0 +1,1 @@
+"""gptport: from a GPT checkpoint to a Triton model repository, and the command `gptport`."""
