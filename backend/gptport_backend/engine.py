@@ -1,0 +1,198 @@
+"""The loop: admit, prefill, decode, sample, emit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gptport_backend.errors import Unavailable
+from gptport_backend.generation import Generation, Vocabulary
+from gptport_backend.kv_cache import KVCache
+from gptport_backend.metrics import Publisher, Tally
+from gptport_backend.request import GenerationRequest, check_prompt_length, check_token_ids
+from gptport_backend.sampling import sample
+from gptport_backend.scheduler import Prefill, Scheduler
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from gptport_backend.manifest import Manifest
+    from gptport_backend.runner import Runner
+    from gptport_backend.sequence import Sink
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The most sequences that run at once, and the most tokens of prompts that one step computes."""
+
+    max_batch_size: int = 32
+    max_prefill_tokens: int = 256
+
+
+class Engine:
+    """Generates text for many requests at once, in a thread of its own.
+
+    `submit` may be called from any thread; everything else happens in the loop's, which also calls the sinks.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        runner: Runner,
+        vocabulary: Vocabulary,
+        options: EngineOptions,
+        publisher: Publisher,
+    ) -> None:
+        self._manifest = manifest
+        self._runner = runner
+        self._vocabulary = vocabulary
+        self._publisher = publisher
+        self._scheduler: Scheduler[Generation] = Scheduler(options.max_batch_size, options.max_prefill_tokens)
+        self._cache = KVCache(manifest.cache, options.max_batch_size, manifest.max_length, runner.memory)
+        self._tally = Tally()
+        self._inbox: deque[Generation] = deque()
+        self._wake = threading.Condition()
+        self._deadline: float | None = None  # set by close: when what still runs is ended
+        self._thread = threading.Thread(target=self._loop, name="gptport-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> None:
+        """Queue a request; its answer goes to `sink`. RequestError or Unavailable if it is not taken."""
+        generation = self._prepare(request, sink)
+        with self._wake:
+            if self._deadline is not None:
+                raise Unavailable("the server is shutting down; send the request to another one")
+            self._inbox.append(generation)
+            self._wake.notify()
+
+    def close(self, drain_seconds: float) -> None:
+        """Take no more requests, give those at hand `drain_seconds` to finish, then fail them."""
+        with self._wake:
+            self._deadline = time.monotonic() + drain_seconds
+            self._wake.notify()
+        self._thread.join()
+
+    def _prepare(self, request: GenerationRequest, sink: Sink) -> Generation:
+        if request.text is not None:
+            # `encode` holds the interpreter's lock, and with it the loop; a batch of one does not.
+            prompt = tuple(self._vocabulary.tokenizer.encode_batch_fast([request.text])[0].ids)
+        else:
+            prompt = request.token_ids or ()
+            check_token_ids(prompt, self._manifest.vocab_size)
+        check_prompt_length(len(prompt), self._manifest.max_length, self._manifest.name)
+        limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
+        return Generation(request, prompt, limit, self._vocabulary, sink)
+
+    def _loop(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._step()
+            except Exception as error:
+                log.exception("a step failed")
+                self._abandon(f"the engine failed: {error}")
+            self._publish()
+        self._cache.release()
+
+    def _wait_for_work(self) -> bool:
+        """Block until there is something to run; False when the engine is closed and nothing is left."""
+        with self._wake:
+            while not self._inbox and not self._scheduler.busy and self._deadline is None:
+                if not self._wake.wait(IDLE_SECONDS) and self._cache.bytes:
+                    self._cache.release()
+                    self._publish()
+            while self._inbox:
+                self._scheduler.add(self._inbox.popleft())
+            overdue = self._deadline is not None and time.monotonic() >= self._deadline
+        if overdue:
+            self._fail([*self._scheduler.running, *self._scheduler.waiting], "the server is shutting down")
+        return self._scheduler.busy or self._deadline is None
+
+    def _step(self) -> None:
+        """One turn of the loop: a request passes through it from top to bottom."""
+        self._drop_cancelled()
+        prefill = self._scheduler.next_prefill()
+        if prefill is not None:
+            self._prefill(prefill)
+        if self._scheduler.decoding:
+            self._decode(self._scheduler.decoding)
+
+    def _drop_cancelled(self) -> None:
+        for generation in [*self._scheduler.running, *self._scheduler.waiting]:
+            if generation.sink.is_cancelled():
+                generation.finish("cancelled")
+                self._leave(generation)
+
+    def _prefill(self, prefill: Prefill[Generation]) -> None:
+        end = prefill.start + prefill.count
+        used = [generation.computed for generation in self._scheduler.running]
+        self._cache.reserve(len(used), end, used)
+        tokens = [generation.prompt[prefill.start : end] for generation in prefill.sequences]
+        logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
+        for generation, ids in zip(prefill.sequences, tokens, strict=True):
+            generation.computed += len(ids)
+            self._tally.input_tokens += len(ids)
+        if all(generation.prefilled for generation in prefill.sequences):
+            self._emit(prefill.sequences, logits)
+
+    def _decode(self, generations: list[Generation]) -> None:
+        used = [generation.computed for generation in self._scheduler.running]
+        self._cache.reserve(len(used), max(used) + 1, used)
+        tokens = [generation.output[-1] for generation in generations]
+        logits = self._runner.decode(self._cache, tokens, used[: len(generations)])
+        for generation in generations:
+            generation.computed += 1
+        self._emit(generations, logits)
+
+    def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
+        """Sample a token for each row and pass it on; whoever is done leaves."""
+        tokens = sample(logits, [generation.sampler for generation in generations])
+        for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
+            if not np.isfinite(logits[row, token]):
+                self._fail([generation], "the model computed logits that are not finite numbers")
+                continue
+            self._tally.output_tokens += 1
+            try:
+                generation.accept(token)
+            except Exception as error:  # of this text alone: the others in the batch go on
+                log.exception("a token could not be passed on")
+                self._fail([generation], f"the engine failed: {error}")
+                continue
+            if generation.finish_reason:
+                self._leave(generation)
+
+    def _leave(self, generation: Generation) -> None:
+        """Free the row of a generation that has ended."""
+        self._tally.finished[generation.finish_reason or "error"] += 1
+        for move in self._scheduler.remove(generation):
+            self._cache.move(move, self._scheduler.running[move.target].computed)
+
+    def _fail(self, generations: list[Generation], message: str) -> None:
+        for generation in list(generations):
+            generation.sink.fail(message)
+            self._leave(generation)
+
+    def _abandon(self, message: str) -> None:
+        """After a failed step nothing in the cache can be trusted: fail all that run, and begin anew."""
+        failed = self._scheduler.clear()
+        self._cache.release()
+        for generation in failed:
+            generation.sink.fail(message)
+            self._tally.finished["error"] += 1
+
+    def _publish(self) -> None:
+        self._tally.running = len(self._scheduler.running)
+        self._tally.waiting = len(self._scheduler.waiting)
+        self._tally.cache_bytes = self._cache.bytes
+        self._publisher.publish(self._tally)

@@ -1,0 +1,90 @@
+"""One request on its way through the engine: tokens in, pieces of the answer out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptport_backend.sampling import Sampler
+from gptport_backend.sequence import FinishReason, Piece, Sequence, Sink
+from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from gptport_backend.request import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What turns tokens into text and ends it, the same for all requests of a model."""
+
+    tokenizer: Tokenizer
+    unsettled: frozenset[int]
+    eos: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, eos: frozenset[int]) -> Vocabulary:
+        """The vocabulary of `tokenizer`, in which the ids `eos` end a text."""
+        return cls(tokenizer, unsettled_tokens(tokenizer), eos)
+
+
+class Generation(Sequence):
+    """A sequence with its sampler, its text and its sink."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt: tuple[int, ...],
+        limit: int,
+        vocabulary: Vocabulary,
+        sink: Sink,
+    ) -> None:
+        super().__init__(prompt, limit)
+        self.sampler = Sampler(request.sampling)
+        self.sink = sink
+        self.finish_reason: FinishReason = ""
+        self._stream = request.stream
+        self._eos = vocabulary.eos
+        self._detokenizer = Detokenizer(vocabulary.tokenizer, vocabulary.unsettled, prompt)
+        self._stop = StopFilter(request.stop_words)
+        self._sent = 0  # tokens of the output that were in a response
+        self._text = ""  # not in a response yet
+        if not request.exclude_input:
+            decoded = vocabulary.tokenizer.decode(list(prompt), skip_special_tokens=True)
+            self._text = decoded if request.text is None else request.text
+
+    def accept(self, token: int) -> None:
+        """Append the token that was sampled; sends a piece if there is one, and may end the sequence."""
+        self.output.append(token)
+        if token in self._eos:
+            self.finish("stop")
+            return
+        self._text += self._stop.push(self._detokenizer.push(token))
+        if self._stop.stopped:
+            self.finish("stop")
+        elif len(self.output) >= self.limit:
+            self.finish("length")
+        elif self._stream and self._text:
+            self._send()
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the sequence and send the last piece, with all text still held back."""
+        self._text += self._stop.push(self._detokenizer.flush())
+        if self._stop.stopped and reason == "length":
+            reason = "stop"
+        self._text += self._stop.flush()
+        self.finish_reason = reason
+        self._send()
+
+    def _send(self) -> None:
+        piece = Piece(
+            text=self._text,
+            token_ids=tuple(self.output[self._sent :]),
+            finish_reason=self.finish_reason,
+            num_input_tokens=len(self.prompt),
+            num_output_tokens=len(self.output),
+        )
+        self._sent = len(self.output)
+        self._text = ""
+        self.sink.send(piece)

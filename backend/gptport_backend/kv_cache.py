@@ -1,0 +1,86 @@
+"""The slots of the KV cache and their memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gptport_backend.errors import LoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptport_backend.manifest import CacheSpec
+    from gptport_backend.memory import Buffer, Memory
+    from gptport_backend.scheduler import Move
+
+FIRST_LENGTH = 256
+DTYPES = ("float32", "float16")
+
+
+class KVCache:
+    """A key and a value buffer `[slots, kv_heads, length, head_dim]` a layer, one slot a sequence.
+
+    Slots and length double when more are needed, up to `max_slots` and `max_length`, and go back to nothing
+    when the engine is idle. They are not taken whole at once because scratch memory of the attention kernels
+    grows with the length of the buffer, not with what is used of it.
+    """
+
+    def __init__(self, spec: CacheSpec, max_slots: int, max_length: int, memory: Memory) -> None:
+        if spec.dtype not in DTYPES:
+            raise LoadError(
+                f"the KV cache is of dtype {spec.dtype!r}; the backend takes {' and '.join(DTYPES)}"
+            )
+        self._spec = spec
+        self._max_slots = max_slots
+        self._max_length = max_length
+        self._memory = memory
+        self.slots = 0
+        self.length = 0
+        self.buffers: list[Buffer] = []  # in the order of the manifest's tensors
+        self.generation = 0  # counts the allocations: what was bound before may have another address now
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(buffer.shape[0] * buffer.row_bytes for buffer in self.buffers)
+
+    def reserve(self, slots: int, length: int, used: Sequence[int]) -> None:
+        """Make room for `slots` sequences of up to `length` tokens; row i keeps its first `used[i]` tokens.
+
+        If the memory does not suffice, the error passes on and the content is lost: call `release` then.
+        """
+        assert slots <= self._max_slots, (slots, self._max_slots)
+        assert length <= self._max_length, (length, self._max_length)
+        if slots <= self.slots and length <= self.length:
+            return
+        self.slots = max(self.slots, _bucket(slots, 1, self._max_slots))
+        self.length = max(self.length, _bucket(length, FIRST_LENGTH, self._max_length))
+        self.generation += 1
+        shape = (self.slots, self._spec.kv_heads, self.length, self._spec.head_dim)
+        if not self.buffers:
+            self.buffers = [self._memory.allocate(shape, self._spec.dtype) for _ in self._spec.tensors]
+            return
+        for index, old in enumerate(self.buffers):  # one at a time: old and new never exist twice over
+            new = self._memory.allocate(shape, self._spec.dtype)
+            for row, count in enumerate(used):
+                if count:
+                    self._memory.copy(old, row, new, row, count)
+            self.buffers[index] = new
+
+    def move(self, move: Move, used: int) -> None:
+        """Copy the first `used` tokens of one row over another."""
+        for buffer in self.buffers:
+            self._memory.copy(buffer, move.source, buffer, move.target, used)
+
+    def release(self) -> None:
+        """Give all memory back."""
+        self.buffers = []
+        self.slots = self.length = 0
+        self.generation += 1
+
+
+def _bucket(needed: int, first: int, most: int) -> int:
+    size = first
+    while size < needed:
+        size *= 2
+    return min(size, most)

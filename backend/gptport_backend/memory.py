@@ -1,0 +1,112 @@
+"""Memory of a device, behind the few operations that the KV cache needs; a new kind of device goes here."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from gptport_backend.errors import BackendError
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A contiguous array of `shape [slots, heads, length, dim]` at `address`; `owner` keeps it alive."""
+
+    address: int
+    shape: Shape
+    itemsize: int
+    owner: Any
+
+    def row_address(self, row: int) -> int:
+        """Where `row` begins."""
+        return self.address + row * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one slot."""
+        _, heads, length, dim = self.shape
+        return heads * length * dim * self.itemsize
+
+
+class Memory(Protocol):
+    """Allocates buffers on one device and copies between them."""
+
+    device: str  # as onnxruntime names it
+    device_id: int
+
+    def allocate(self, shape: Shape, dtype: str) -> Buffer:
+        """A new buffer, zeroed: kernels may read what they mask out, and zero times NaN is NaN."""
+
+    def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
+        """Copy the first `used` positions of a row; the buffers may differ in length."""
+
+
+class HostMemory:
+    """The memory of the CPU."""
+
+    device = "cpu"
+    device_id = 0
+
+    def allocate(self, shape: Shape, dtype: str) -> Buffer:
+        array = np.zeros(shape, dtype)
+        return Buffer(array.ctypes.data, shape, array.itemsize, array)
+
+    def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
+        target.owner[target_row, :, :used] = source.owner[source_row, :, :used]
+
+
+class CudaMemory:
+    """The memory of a CUDA device. onnxruntime allocates it, the CUDA runtime copies within it."""
+
+    device = "cuda"
+    _DEVICE_TO_DEVICE = 3
+
+    def __init__(self, device_id: int) -> None:
+        self.device_id = device_id
+        self._runtime = _cuda_runtime()
+        self._check(self._runtime.cudaSetDevice(device_id))
+
+    def allocate(self, shape: Shape, dtype: str) -> Buffer:
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), np.dtype(dtype).type, "cuda", self.device_id
+        )
+        buffer = Buffer(value.data_ptr(), shape, np.dtype(dtype).itemsize, value)
+        size = ctypes.c_size_t(shape[0] * buffer.row_bytes)
+        self._check(self._runtime.cudaMemset(ctypes.c_void_p(buffer.address), 0, size))
+        return buffer
+
+    def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
+        _, heads, source_length, dim = source.shape
+        position_bytes = dim * source.itemsize
+        self._check(
+            self._runtime.cudaMemcpy2D(
+                ctypes.c_void_p(target.row_address(target_row)),
+                ctypes.c_size_t(target.shape[2] * position_bytes),
+                ctypes.c_void_p(source.row_address(source_row)),
+                ctypes.c_size_t(source_length * position_bytes),
+                ctypes.c_size_t(used * position_bytes),
+                ctypes.c_size_t(heads),
+                self._DEVICE_TO_DEVICE,
+            )
+        )
+
+    def _check(self, status: int) -> None:
+        if status:
+            self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
+            raise BackendError(f"CUDA failed: {self._runtime.cudaGetErrorString(status).decode()}")
+
+
+def _cuda_runtime() -> ctypes.CDLL:
+    """The CUDA runtime that onnxruntime loaded, or the newest one installed."""
+    for name in ("libcudart.so.13", "libcudart.so.12", "libcudart.so"):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BackendError("libcudart is not to be found; install the CUDA runtime that onnxruntime-gpu needs")

@@ -1,0 +1,151 @@
+"""Triton's entry to the backend `gptport`: requests in, responses out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+from tokenizers import Tokenizer
+
+from gptport_backend import manifest as manifests
+from gptport_backend.engine import Engine, EngineOptions
+from gptport_backend.errors import BackendError, LoadError, RequestError
+from gptport_backend.generation import Vocabulary
+from gptport_backend.metrics import TritonPublisher
+from gptport_backend.request import PARAMETERS, parse
+from gptport_backend.runner import Runner, RunnerOptions
+from gptport_backend.sequence import Piece
+
+SHARED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+DRAIN_SECONDS = 20.0
+
+log = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """One instance of a text model."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model; whatever is raised becomes Triton's status of the model."""
+        config = json.loads(args["model_config"])
+        self._version_dir = Path(args["model_repository"]) / args["model_version"]
+        manifest = manifests.read(self._version_dir)
+        manifests.verify_files(manifest, self._version_dir)
+        options = EngineOptions(**_integers(config, "max_batch_size", "max_prefill_tokens"))
+        device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
+        runner_options = RunnerOptions(
+            device, int(args["model_instance_device_id"]), **_integers(config, "threads")
+        )
+        runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
+        vocabulary = Vocabulary.of(_tokenizer(self._version_dir), manifest.eos)
+        publisher = TritonPublisher(pb_utils, args["model_name"])
+        self._engine = Engine(manifest, runner, vocabulary, options, publisher)
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand each request to the engine; the answers come from its thread."""
+        for request in requests:
+            sink = TritonSink(request.get_response_sender())
+            try:
+                self._take(request, sink)
+            except RequestError as error:
+                sink.refuse(str(error), pb_utils.TritonError.INVALID_ARG)
+            except BackendError as error:
+                sink.refuse(str(error), pb_utils.TritonError.UNAVAILABLE)
+            except Exception as error:
+                log.exception("a request could not be taken")
+                sink.fail(f"the request could not be taken: {error}")
+
+    def finalize(self) -> None:
+        """Give what runs some time to finish, then stop."""
+        self._engine.close(DRAIN_SECONDS)
+
+    def _take(self, request: Any, sink: TritonSink) -> None:
+        file = json.loads(request.parameters() or "{}").get("file")
+        if file is not None:
+            sink.send(Piece(self._read_file(file), (), "stop", 0, 0))
+            return
+        tensors = {}
+        for parameter in PARAMETERS:
+            tensor = pb_utils.get_input_tensor_by_name(request, parameter.name)
+            if tensor is not None:
+                tensors[parameter.name] = tensor.as_numpy()
+        self._engine.submit(parse(tensors), sink)
+
+    def _read_file(self, name: Any) -> str:
+        if name not in SHARED_FILES:
+            raise RequestError(f"file is {str(name)[:80]!r}; it must be one of {', '.join(SHARED_FILES)}")
+        try:
+            return (self._version_dir / str(name)).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise RequestError(f"this model has no {name}") from error
+
+
+class TritonSink:
+    """The answer of one request on Triton's side; never raises, as nobody could do anything about it."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def send(self, piece: Piece) -> None:
+        """Send one response, with the final flag if it has a finish reason."""
+        response = pb_utils.InferenceResponse(
+            [
+                _bytes("text_output", piece.text),
+                pb_utils.Tensor("output_ids", np.array(piece.token_ids, np.int32)),
+                _bytes("finish_reason", piece.finish_reason),
+                pb_utils.Tensor("num_input_tokens", np.array([piece.num_input_tokens], np.uint32)),
+                pb_utils.Tensor("num_output_tokens", np.array([piece.num_output_tokens], np.uint32)),
+            ]
+        )
+        self._send(response, final=bool(piece.finish_reason))
+
+    def fail(self, message: str) -> None:
+        """End with an error of the server."""
+        self.refuse(message, pb_utils.TritonError.INTERNAL)
+
+    def refuse(self, message: str, status: Any) -> None:
+        """End with an error of the given status."""
+        error = pb_utils.TritonError(message, status)
+        self._send(pb_utils.InferenceResponse([], error), final=True)
+
+    def is_cancelled(self) -> bool:
+        """True once the client has cancelled the request or is gone."""
+        return bool(self._sender.is_cancelled())
+
+    def _send(self, response: Any, final: bool) -> None:
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        try:
+            self._sender.send(response, flags=flags)
+        except Exception:
+            log.exception("a response could not be sent")
+
+
+def _bytes(name: str, text: str) -> Any:
+    return pb_utils.Tensor(name, np.array([text.encode()], np.object_))
+
+
+def _integers(config: dict[str, Any], *names: str) -> dict[str, int]:
+    """Those of the parameters `names` of config.pbtxt that are there, as whole numbers above 0."""
+    values = {}
+    for name in names:
+        text = config.get("parameters", {}).get(name, {}).get("string_value")
+        if text is None:
+            continue
+        if not text.isdecimal() or int(text) < 1:
+            raise LoadError(
+                f"the parameter {name} in config.pbtxt is {text!r}; it must be a whole number above 0"
+            )
+        values[name] = int(text)
+    return values
+
+
+def _tokenizer(version_dir: Path) -> Tokenizer:
+    path = version_dir / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise LoadError(f"{path} cannot be read as a tokenizer: {error}; export the model again") from error

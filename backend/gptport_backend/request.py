@@ -1,0 +1,189 @@
+"""What a request asks for: Triton's tensors, checked against one table, in a frozen dataclass."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptport_backend.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Tensor: TypeAlias = NDArray[Any]
+
+# What the python backend of Triton makes of a tensor of this type; BYTES arrive as objects (bytes).
+NUMPY_TYPES: dict[str, type[Any]] = {
+    "BYTES": np.object_,
+    "INT32": np.int32,
+    "FP32": np.float32,
+    "UINT64": np.uint64,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An input tensor of the text model: one value, or with `many` a list of them.
+
+    `allowed` describes what `accepts` takes; it is part of the error message.
+    """
+
+    name: str
+    dtype: str
+    default: Any
+    allowed: str
+    meaning: str
+    accepts: Callable[[Any], bool] = lambda _: True
+    many: bool = False
+
+
+PARAMETERS = (
+    Parameter("text_input", "BYTES", None, "a text that is not empty", "the prompt, as is", bool),
+    Parameter(
+        "input_ids",
+        "INT32",
+        None,
+        "a list of token ids that is not empty, each 0 or more",
+        "the prompt as token ids, instead of text_input",
+        lambda ids: len(ids) > 0 and min(ids) >= 0,
+        many=True,
+    ),
+    Parameter("max_tokens", "INT32", 256, "1 or more", "most new tokens", lambda n: n >= 1),
+    Parameter(
+        "temperature",
+        "FP32",
+        0.0,
+        "a finite number, 0 (greedy) or more",
+        "0 is greedy",
+        lambda t: math.isfinite(t) and t >= 0,
+    ),
+    Parameter("top_k", "INT32", 0, "0 (all) or more", "keep the k most likely", lambda k: k >= 0),
+    Parameter(
+        "top_p",
+        "FP32",
+        1.0,
+        "from 0 to 1",
+        "keep the smallest set of likeliest tokens whose probability reaches p",
+        lambda p: 0 <= p <= 1,
+    ),
+    Parameter("seed", "UINT64", None, "0 or more", "same seed, same text; random if not given"),
+    Parameter(
+        "stop_words",
+        "BYTES",
+        (),
+        "a list of texts, none of them empty",
+        "end before the first of these texts",
+        all,
+        many=True,
+    ),
+    Parameter("stream", "BOOL", False, "true or false", "a response for each piece of text"),
+    Parameter(
+        "exclude_input_in_output", "BOOL", True, "true or false", "false: the text begins with the prompt"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How the next token is chosen; see docs/protocol.md, "Sampling, exactly"."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A request whose every field was checked; exactly one of `text` and `token_ids` is there."""
+
+    text: str | None
+    token_ids: tuple[int, ...] | None
+    max_tokens: int
+    sampling: SamplingParameters
+    stop_words: tuple[str, ...]
+    stream: bool
+    exclude_input: bool
+
+
+def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
+    """Check the input tensors, by name, of one request; RequestError names the field that is wrong."""
+    unknown = tensors.keys() - {parameter.name for parameter in PARAMETERS}
+    if unknown:
+        known = ", ".join(parameter.name for parameter in PARAMETERS)
+        raise RequestError(f"{min(unknown)} is not an input of this model; it takes {known}")
+    value = {parameter.name: _value(parameter, tensors.get(parameter.name)) for parameter in PARAMETERS}
+    if (value["text_input"] is None) == (value["input_ids"] is None):
+        found = "neither" if value["text_input"] is None else "both"
+        raise RequestError(f"the request has {found} of text_input and input_ids; send exactly one of them")
+    seed = value["seed"] if value["seed"] is not None else secrets.randbits(64)
+    return GenerationRequest(
+        text=value["text_input"],
+        token_ids=value["input_ids"],
+        max_tokens=value["max_tokens"],
+        sampling=SamplingParameters(value["temperature"], value["top_k"], value["top_p"], seed),
+        stop_words=value["stop_words"],
+        stream=value["stream"],
+        exclude_input=value["exclude_input_in_output"],
+    )
+
+
+def check_token_ids(token_ids: tuple[int, ...], vocab_size: int) -> None:
+    """RequestError if an id of the prompt lies outside of the vocabulary."""
+    worst = max(token_ids)
+    if worst >= vocab_size:
+        raise RequestError(f"input_ids has the id {worst}; the vocabulary ends at {vocab_size - 1}")
+
+
+def check_prompt_length(tokens: int, max_length: int, model: str) -> None:
+    """RequestError if a prompt of `tokens` leaves no room for a new token."""
+    if tokens >= max_length:
+        raise RequestError(
+            f"the prompt has {tokens} tokens; {model} takes at most {max_length - 1}, one less than its length "
+            f"of {max_length}: shorten the prompt, or export the model with a larger --max-length"
+        )
+
+
+def _value(parameter: Parameter, tensor: Tensor | None) -> Any:
+    if tensor is None:
+        return parameter.default
+    _check_type(parameter, tensor)
+    items = tensor.tolist()
+    if parameter.dtype == "BYTES":
+        items = [_text(parameter.name, item) for item in items]
+    value = tuple(items) if parameter.many else items[0]
+    if not parameter.accepts(value):
+        raise RequestError(f"{parameter.name} is {_shown(value)}; it must be {parameter.allowed}")
+    return value
+
+
+def _check_type(parameter: Parameter, tensor: Tensor) -> None:
+    expected = NUMPY_TYPES[parameter.dtype]
+    # Empty BYTES tensors and hand-made ones come as fixed-width bytes.
+    if tensor.dtype != expected and not (parameter.dtype == "BYTES" and tensor.dtype.kind == "S"):
+        raise RequestError(f"{parameter.name} is of type {tensor.dtype}; it must be {parameter.dtype}")
+    if tensor.ndim != 1 or (not parameter.many and tensor.size != 1):
+        wanted = "[-1]" if parameter.many else "[1]"
+        raise RequestError(f"{parameter.name} has the shape {list(tensor.shape)}; it must be {wanted}")
+
+
+def _text(name: str, item: Any) -> str:
+    if not isinstance(item, bytes):
+        raise RequestError(f"{name} has an element of type {type(item).__name__}; it must be BYTES")
+    try:
+        return item.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{name} is not UTF-8: byte {item[error.start]:#04x} at position {error.start}; send UTF-8 text"
+        ) from error
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

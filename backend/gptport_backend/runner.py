@@ -1,0 +1,158 @@
+"""The onnxruntime session, its inputs and outputs bound to memory that stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from gptport_backend.errors import LoadError
+from gptport_backend.memory import CudaMemory, HostMemory, Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gptport_backend.kv_cache import KVCache
+    from gptport_backend.manifest import Manifest
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """How the graph runs: `device` cpu or cuda; CPU `threads`, None for as many as onnxruntime chooses."""
+
+    device: str = "cpu"
+    device_id: int = 0
+    threads: int | None = None
+
+
+class Runner:
+    """Runs the graph in place on the KV cache: past and present are bound to the same memory."""
+
+    def __init__(self, manifest: Manifest, version_dir: Path, options: RunnerOptions, max_slots: int) -> None:
+        self._manifest = manifest
+        self._session = _session(version_dir / manifest.graph, options)
+        self.memory: Memory = CudaMemory(options.device_id) if options.device == "cuda" else HostMemory()
+        _check_graph(manifest, self._session)
+        self._logits = np.empty((max_slots, manifest.vocab_size), manifest.tensor("logits").dtype)
+        self._token_ids = np.zeros((max_slots, 1), manifest.tensor("input_ids").dtype)
+        self._positions = np.zeros((max_slots, 1), manifest.tensor("position_ids").dtype)
+        self._last = np.zeros(max_slots, manifest.tensor("seqlens_k").dtype)
+        self._decode_bindings: dict[int, onnxruntime.IOBinding] = {}
+        self._bound_generation = -1
+
+    def prefill(
+        self, cache: KVCache, first_row: int, tokens: Sequence[Sequence[int]], start: int
+    ) -> NDArray[Any]:
+        """Compute `tokens`, one list a row from `first_row` on; returns logits `[rows, vocab]` of the last ones.
+
+        `start` tokens are in the cache already; unless it is 0, there may be only one row.
+        The result is valid until the next call.
+        """
+        rows, longest = len(tokens), max(map(len, tokens))
+        token_ids = np.zeros((rows, longest), self._token_ids.dtype)
+        for row, ids in enumerate(tokens):
+            token_ids[row, : len(ids)] = ids
+        positions = np.arange(start, start + longest, dtype=self._positions.dtype)[np.newaxis].repeat(
+            rows, axis=0
+        )
+        last = np.array([start + len(ids) - 1 for ids in tokens], self._last.dtype)
+        binding = self._session.io_binding()
+        self._bind_cache(binding, cache, first_row, rows)
+        return self._run(binding, token_ids, positions, last)
+
+    def decode(self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[Any]:
+        """Compute a token for each of the rows 0, 1, …, behind their `lengths`; returns logits `[rows, vocab]`.
+
+        The result is valid until the next call.
+        """
+        rows = len(tokens)
+        self._token_ids[:rows, 0] = tokens
+        self._positions[:rows, 0] = lengths
+        self._last[:rows] = lengths
+        return self._run(
+            self._decode_binding(cache, rows),
+            self._token_ids[:rows],
+            self._positions[:rows],
+            self._last[:rows],
+        )
+
+    def _decode_binding(self, cache: KVCache, rows: int) -> onnxruntime.IOBinding:
+        if self._bound_generation != cache.generation:
+            self._decode_bindings.clear()
+            self._bound_generation = cache.generation
+        if rows not in self._decode_bindings:
+            binding = self._session.io_binding()
+            self._bind_cache(binding, cache, 0, rows)
+            self._decode_bindings[rows] = binding
+        return self._decode_bindings[rows]
+
+    def _bind_cache(self, binding: onnxruntime.IOBinding, cache: KVCache, first_row: int, rows: int) -> None:
+        spec = self._manifest.cache
+        dtype = np.dtype(spec.dtype).type
+        for names, buffer in zip(spec.tensors, cache.buffers, strict=True):
+            place = (
+                self.memory.device,
+                self.memory.device_id,
+                dtype,
+                (rows, *buffer.shape[1:]),
+                buffer.row_address(first_row),
+            )
+            binding.bind_input(names.past, *place)
+            binding.bind_output(names.present, *place)
+
+    def _run(
+        self,
+        binding: onnxruntime.IOBinding,
+        token_ids: NDArray[Any],
+        positions: NDArray[Any],
+        last: NDArray[Any],
+    ) -> NDArray[Any]:
+        # Bound anew for every run, as onnxruntime copies host inputs to another device when they are bound, not
+        # when it runs. It costs a few microseconds.
+        roles = self._manifest.roles
+        _bind_host(binding.bind_input, roles["input_ids"], token_ids)
+        _bind_host(binding.bind_input, roles["position_ids"], positions)
+        _bind_host(binding.bind_input, roles["seqlens_k"], last)
+        logits = self._logits[: len(last)]
+        _bind_host(binding.bind_output, roles["logits"], logits)
+        self._session.run_with_iobinding(binding)
+        return logits
+
+
+def _bind_host(bind: Any, name: str, array: NDArray[Any]) -> None:
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _session(graph: Path, options: RunnerOptions) -> onnxruntime.InferenceSession:
+    provider = PROVIDERS[options.device]
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise LoadError(
+            f"the model is configured for {options.device}, but this onnxruntime {onnxruntime.__version__} "
+            f"has only {', '.join(available)}: install onnxruntime-gpu, or set KIND_CPU in config.pbtxt"
+        )
+    settings = onnxruntime.SessionOptions()
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    settings_of_provider = {"device_id": str(options.device_id)} if options.device == "cuda" else {}
+    try:
+        return onnxruntime.InferenceSession(str(graph), settings, [(provider, settings_of_provider)])
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise LoadError(f"onnxruntime {onnxruntime.__version__} cannot load {graph}: {error}") from error
+
+
+def _check_graph(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
+    """The graph's inputs must be those of the manifest, or a run would fail later with less to read."""
+    found = {item.name for item in session.get_inputs()}
+    expected = {manifest.roles[role] for role in ("input_ids", "position_ids", "seqlens_k")}
+    expected.update(tensor.past for tensor in manifest.cache.tensors)
+    if found != expected:
+        different = ", ".join(sorted(found ^ expected))
+        raise LoadError(f"the inputs of {manifest.graph} are not those of the manifest: {different}")

@@ -1,0 +1,112 @@
+"""Who runs next. First come, first served; rows of the KV cache are the indices of `running`."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from gptport_backend.sequence import Sequence
+
+S = TypeVar("S", bound=Sequence)
+
+
+@dataclass(frozen=True)
+class Prefill(Generic[S]):
+    """Prompt tokens to compute now: of several sequences from their beginning, or the next `count` of one.
+
+    The sequences have the rows `first_row`, `first_row + 1`, …
+    """
+
+    first_row: int
+    sequences: tuple[S, ...]
+    start: int
+    count: int  # of the longest sequence
+
+
+@dataclass(frozen=True)
+class Move:
+    """A row of the cache that has to be copied to another one."""
+
+    source: int
+    target: int
+
+
+class Scheduler(Generic[S]):
+    """Keeps the sequences that wait and those that run.
+
+    The running ones occupy the rows 0 … n - 1: first those that are decoded, so that a decode step takes the
+    rows without a gap, and behind them at most one whose long prompt is computed in chunks between the decode
+    steps. A step computes at most `max_prefill_tokens` tokens of prompts, padding included, so that the streams
+    in flight go on.
+    """
+
+    def __init__(self, max_slots: int, max_prefill_tokens: int) -> None:
+        self._max_slots = max_slots
+        self._max_prefill_tokens = max_prefill_tokens
+        self.waiting: deque[S] = deque()
+        self.running: list[S] = []
+
+    @property
+    def busy(self) -> bool:
+        """True if there is anything to run."""
+        return bool(self.running or self.waiting)
+
+    @property
+    def decoding(self) -> list[S]:
+        """The sequences that take part in a decode step; their rows are 0, 1, …"""
+        return self.running[: self._decoding_count()]
+
+    def add(self, sequence: S) -> None:
+        """Let `sequence` wait for its turn."""
+        self.waiting.append(sequence)
+
+    def next_prefill(self) -> Prefill[S] | None:
+        """The prompts to compute in this step; the sequences admitted for it are running from now on."""
+        if self._decoding_count() == len(self.running):
+            first_row = len(self.running)
+            self._admit()
+        else:
+            first_row = len(self.running) - 1
+        sequences = tuple(self.running[first_row:])
+        if not sequences:
+            return None
+        start = sequences[0].computed
+        longest = max(len(sequence.prompt) for sequence in sequences) - start
+        return Prefill(first_row, sequences, start, min(longest, self._max_prefill_tokens))
+
+    def remove(self, sequence: S) -> list[Move]:
+        """End `sequence`, running or waiting; the moves that close the gap, to be made in order."""
+        if sequence not in self.running:
+            self.waiting.remove(sequence)
+            return []
+        gap = self.running.index(sequence)
+        moves = []
+        for source in (self._decoding_count() - 1, len(self.running) - 1):
+            if source > gap:
+                self.running[gap] = self.running[source]
+                moves.append(Move(source, gap))
+                gap = source
+        self.running.pop()
+        return moves
+
+    def clear(self) -> list[S]:
+        """End all that run, without a move; those that wait stay."""
+        running, self.running = self.running, []
+        return running
+
+    def _decoding_count(self) -> int:
+        count = len(self.running)
+        while count and not self.running[count - 1].prefilled:
+            count -= 1
+        return count
+
+    def _admit(self) -> None:
+        """Let those run that fit in a step together, in the order of their arrival, or a single long one."""
+        admitted = longest = 0
+        while self.waiting and len(self.running) < self._max_slots:
+            longest = max(longest, len(self.waiting[0].prompt))
+            if admitted and (admitted + 1) * longest > self._max_prefill_tokens:
+                break
+            self.running.append(self.waiting.popleft())
+            admitted += 1

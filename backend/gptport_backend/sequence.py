@@ -1,0 +1,55 @@
+"""A request on its way: its tokens, how far they are computed, and where its answer goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+FinishReason = Literal["", "stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One response: what is new of the answer; the last one has a finish reason."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    num_input_tokens: int
+    num_output_tokens: int
+
+
+class Sink(Protocol):
+    """Where the answer of one request goes; a piece with a finish reason, or `fail`, is its end."""
+
+    def send(self, piece: Piece) -> None:
+        """Pass one response on."""
+
+    def fail(self, message: str) -> None:
+        """End with an error of the server."""
+
+    def is_cancelled(self) -> bool:
+        """True once nobody waits for the answer anymore."""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Prompt and answer of one request, as the scheduler sees it.
+
+    `computed` tokens have their keys and values in the cache.
+    """
+
+    prompt: tuple[int, ...]
+    limit: int  # most new tokens
+    output: list[int] = field(default_factory=list)
+    computed: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer together."""
+        return len(self.prompt) + len(self.output)
+
+    @property
+    def prefilled(self) -> bool:
+        """True once the prompt is in the cache: from then on it is decoded."""
+        return self.computed >= len(self.prompt)

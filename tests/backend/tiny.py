@@ -1,0 +1,158 @@
+"""A tiny GPT with a real graph and a real tokenizer, built in milliseconds: random weights, one token a byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 16
+HIDDEN = HEADS * HEAD_DIM
+MAX_LENGTH = 600
+VOCAB = 257
+EOS = 256
+
+
+def tokenizer() -> Tokenizer:
+    """Byte-level, without merges; id 256 is the special token `<|end|>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    result = Tokenizer(models.BPE({char: index for index, char in enumerate(alphabet)}, []))
+    result.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    result.decoder = decoders.ByteLevel()
+    result.add_special_tokens([AddedToken("<|end|>", special=True)])
+    return result
+
+
+def write(version_dir: Path, seed: int = 0) -> Path:
+    """Write the version directory of a text model."""
+    version_dir.mkdir(parents=True)
+    onnx.save(graph(seed), version_dir / "model.onnx")
+    tokenizer().save(str(version_dir / "tokenizer.json"))
+    manifest = _manifest()
+    for path in sorted(version_dir.iterdir()):
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        manifest["files"][path.name] = {"bytes": len(content), "sha256": digest}
+    (version_dir / "manifest.json").write_text(json.dumps(manifest))
+    return version_dir
+
+
+def graph(seed: int) -> onnx.ModelProto:
+    """Embedding, layers of rotary attention with a residual, head; logits of the last valid position."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "embedding": random.normal(0, 1, (VOCAB, HIDDEN)),
+        "head": random.normal(0, 1, (HIDDEN, VOCAB)),
+    }
+    angles = np.arange(MAX_LENGTH)[:, None] / 10000 ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    weights |= {"cos": np.cos(angles), "sin": np.sin(angles)}
+    nodes = [
+        helper.make_node("ReduceMax", ["seqlens_k"], ["longest"], keepdims=0),
+        helper.make_node("Add", ["longest", "one"], ["total"]),
+        helper.make_node("Gather", ["embedding", "input_ids"], ["hidden.0"]),
+    ]
+    for layer in range(LAYERS):
+        nodes += _layer(layer, weights, random)
+    nodes += [
+        helper.make_node("Cast", ["seqlens_k"], ["last_position"], to=TensorProto.INT64),
+        helper.make_node("Slice", ["position_ids", "zeros", "ones", "ones"], ["first_position"]),
+        helper.make_node("Unsqueeze", ["last_position", "ones"], ["last_column"]),
+        helper.make_node("Sub", ["last_column", "first_position"], ["index"]),
+        helper.make_node("GatherND", [f"hidden.{LAYERS}", "index"], ["last_hidden"], batch_dims=1),
+        helper.make_node("MatMul", ["last_hidden", "head"], ["logits"]),
+    ]
+    constants = {
+        name: numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()
+    }
+    constants["one"] = numpy_helper.from_array(np.array(1, np.int32), "one")
+    constants["ones"] = numpy_helper.from_array(np.array([1], np.int64), "ones")
+    constants["zeros"] = numpy_helper.from_array(np.array([0], np.int64), "zeros")
+    document = _manifest()
+    body = helper.make_graph(
+        nodes,
+        "tiny",
+        [_value(tensor) for tensor in document["inputs"]],
+        [_value(tensor) for tensor in document["outputs"]],
+        list(constants.values()),
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(body, opset_imports=opsets, ir_version=10)
+
+
+def _layer(layer: int, weights: dict[str, Any], random: np.random.Generator) -> list[onnx.NodeProto]:
+    for name, width in (("q", HIDDEN), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)):
+        weights[f"{name}.{layer}"] = random.normal(0, 0.2, (HIDDEN, width))
+    source, target = f"hidden.{layer}", f"hidden.{layer + 1}"
+    nodes = [
+        helper.make_node("MatMul", [source, f"{name}.{layer}"], [f"{name}_out.{layer}"])
+        for name in ("q", "k", "v")
+    ]
+    attention = helper.make_node(
+        "GroupQueryAttention",
+        [f"q_out.{layer}", f"k_out.{layer}", f"v_out.{layer}"]
+        + [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        + ["seqlens_k", "total", "cos", "sin"],
+        [f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"],
+        domain="com.microsoft",
+        num_heads=HEADS,
+        kv_num_heads=KV_HEADS,
+        do_rotary=1,
+    )
+    return [*nodes, attention, helper.make_node("Add", [source, f"attention.{layer}"], [target])]
+
+
+def _value(tensor: dict[str, Any]) -> onnx.ValueInfoProto:
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor["dtype"]))
+    return helper.make_tensor_value_info(tensor["name"], dtype, tensor["shape"])
+
+
+def _manifest() -> dict[str, Any]:
+    cache_shape = ["batch", KV_HEADS, "max_length", HEAD_DIM]
+    cache = [
+        {
+            "layer": layer,
+            "kind": kind,
+            "past": f"past_key_values.{layer}.{kind}",
+            "present": f"present.{layer}.{kind}",
+        }
+        for layer in range(LAYERS)
+        for kind in ("key", "value")
+    ]
+    ids = ["batch", "sequence"]
+    return {
+        "schema_version": 1,
+        "name": "tiny",
+        "kind": "text",
+        "graph": "model.onnx",
+        "vocab_size": VOCAB,
+        "max_length": MAX_LENGTH,
+        "logits": "last",
+        "tokens": {"bos": None, "eos": [EOS], "pad": EOS},
+        "inputs": [
+            {"name": "input_ids", "dtype": "int64", "shape": ids},
+            {"name": "position_ids", "dtype": "int64", "shape": ids},
+            {"name": "seqlens_k", "dtype": "int32", "shape": ["batch"]},
+            *({"name": tensor["past"], "dtype": "float32", "shape": cache_shape} for tensor in cache),
+        ],
+        "outputs": [
+            {"name": "logits", "dtype": "float32", "shape": ["batch", VOCAB]},
+            *({"name": tensor["present"], "dtype": "float32", "shape": cache_shape} for tensor in cache),
+        ],
+        "roles": {name: name for name in ("input_ids", "position_ids", "seqlens_k", "logits")},
+        "kv_cache": {
+            "layers": LAYERS,
+            "kv_heads": KV_HEADS,
+            "head_dim": HEAD_DIM,
+            "dtype": "float32",
+            "tensors": cache,
+        },
+        "files": {},
+    }
