@@ -1,0 +1,261 @@
+"""A Hugging Face checkpoint: a directory, a hub id, or a directory with a GGUF file. Tensors are read one by one, when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from .errors import CheckpointError, UnsupportedModel
+from .spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    Attributes:
+        name: what the user called it, without the folders before it.
+        directory: where it is.
+        format: `safetensors`, `gguf` or `pickle`.
+        files: the files with weights.
+        trust_remote_code: whether Python code in the checkpoint may run.
+    """
+
+    name: str
+    directory: Path
+    format: str
+    files: tuple[Path, ...]
+    trust_remote_code: bool = False
+    _index: dict[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """transformers' configuration."""
+        gguf = {"gguf_file": self.files[0].name} if self.format == "gguf" else {}
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **gguf)
+        except (ValueError, KeyError, OSError) as error:
+            raise _config_error(self.directory, error) from error
+        return config
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the exporter needs to know of the model."""
+        try:
+            generation = GenerationConfig.from_pretrained(self.directory)
+        except OSError:
+            generation = None
+        return ModelSpec.from_config(self.config, generation)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the configuration and the weights."""
+        digest = hashlib.sha256()
+        for path in (self.directory / "config.json", *self.files):
+            if path.exists():
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def __contains__(self, name: str) -> bool:
+        return self._find(name) is not None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The values of a parameter, in the checkpoint's dtype.
+
+        Raises:
+            CheckpointError: there is no such tensor, or the file is damaged.
+        """
+        stored = self._find(name)
+        if stored is None:
+            raise CheckpointError(f"{self.directory} has no tensor {name!r}, which its architecture needs; is the checkpoint complete?")
+        if self.format != "safetensors":
+            values: torch.Tensor = self._loaded[stored]
+            return values
+        path = self._safetensors[stored]
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; fetch it again") from error
+
+    def reference(self) -> PreTrainedModel:
+        """The model itself, in torch, float32, loaded by transformers."""
+        import torch
+
+        if self.format == "gguf":
+            model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, attn_implementation="eager")
+            model.load_state_dict(self._loaded, assign=True)
+            return model.eval()
+        return AutoModelForCausalLM.from_pretrained(
+            self.directory,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=self.format == "safetensors",
+        ).eval()
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Name → content of the tokenizer's files and of generation_config.json; `tokenizer.json` is always there.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer that can be written as tokenizer.json.
+        """
+        files = {name: (self.directory / name).read_bytes() for name in _TOKENIZER_FILES if (self.directory / name).is_file()}
+        return files if "tokenizer.json" in files else {**self._converted_tokenizer(), **files}
+
+    def _converted_tokenizer(self) -> dict[str, bytes]:
+        """The files of a tokenizer that is stored in an older way, or inside a GGUF file."""
+        import tempfile
+
+        from transformers import AutoTokenizer
+
+        gguf = {"gguf_file": self.files[0].name} if self.format == "gguf" else {}
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **gguf).save_pretrained(folder)
+                return {name: (Path(folder) / name).read_bytes() for name in _TOKENIZER_FILES if (Path(folder) / name).is_file()}
+            except Exception as error:
+                raise CheckpointError(f"{self.directory} has no tokenizer: {_first_line(error)}; put its tokenizer.json there") from error
+
+    def _find(self, name: str) -> str | None:
+        """The name under which a parameter is stored: checkpoints may leave the base model's prefix out, or have it in addition."""
+        prefix = self._prefix
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in self._names:
+                return candidate
+        return None
+
+    @cached_property
+    def _prefix(self) -> str:
+        architecture: Any = AutoModelForCausalLM._model_mapping[type(self.config)]  # noqa: SLF001 - no public way to the class
+        return f"{architecture.base_model_prefix}."
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self._safetensors if self.format == "safetensors" else self._loaded)
+
+    @cached_property
+    def _safetensors(self) -> dict[str, Path]:
+        stored = {}
+        for path in self.files:
+            try:
+                with safe_open(path, "pt") as file:
+                    stored.update(dict.fromkeys(file.keys(), path))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is not a whole safetensors file: {error}; fetch it again") from error
+        return stored
+
+    @cached_property
+    def _loaded(self) -> dict[str, torch.Tensor]:
+        """All parameters of a format that is not read lazily."""
+        import torch
+
+        if self.format == "pickle":
+            merged: dict[str, torch.Tensor] = {}
+            for path in self.files:
+                merged.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+            return merged
+        try:
+            model = AutoModelForCausalLM.from_pretrained(self.directory, gguf_file=self.files[0].name, dtype=torch.float32)
+        except (ValueError, KeyError, OSError, NotImplementedError) as error:
+            raise CheckpointError(f"{self.files[0]} cannot be read: {_first_line(error)}") from error
+        return dict(model.state_dict())
+
+
+def open_checkpoint(source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
+    """Find a checkpoint, fetching it from the hub if `source` is a hub id.
+
+    Args:
+        source: a directory, or a hub id such as `openai-community/gpt2`.
+        allow_pickle: read pickled weights, which can run any code that their author wrote, where there is nothing else.
+        trust_remote_code: run Python code that the checkpoint brings along.
+
+    Raises:
+        CheckpointError: it is not there, or not a checkpoint.
+    """
+    directory = Path(source)
+    if directory.is_file():
+        raise CheckpointError(f"{source} is a file; give the directory that it is in")
+    if not directory.is_dir():
+        directory = _download(source)
+    format_, files = _weights(directory, allow_pickle=allow_pickle)
+    if format_ != "gguf" and not (directory / "config.json").is_file():
+        raise CheckpointError(f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights")
+    name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    return Checkpoint(name, directory, format_, files, trust_remote_code)
+
+
+def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, ...]]:
+    for format_, pattern in (("safetensors", "*.safetensors"), ("gguf", "*.gguf"), ("pickle", "pytorch_model*.bin")):
+        files = tuple(sorted(directory.glob(pattern)))
+        if format_ == "safetensors" and files:
+            return format_, _indexed(directory, files)
+        if format_ == "gguf" and len(files) > 1:
+            raise CheckpointError(f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own")
+        if files and format_ == "pickle" and not allow_pickle:
+            raise CheckpointError(
+                f"{directory} has its weights only as a pickle ({files[0].name}), which can run any code when it is read; "
+                "convert it to safetensors, or pass --allow-pickle if you trust its author"
+            )
+        if files:
+            return format_, files
+    raise CheckpointError(f"{directory} is not a checkpoint: it has no *.safetensors and no *.gguf file")
+
+
+def _indexed(directory: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The shards that the index names; every file where there is no index."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        single = directory / "model.safetensors"
+        return (single,) if single in files else files
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    missing = [shard for shard in shards if not (directory / shard).is_file()]
+    if missing:
+        raise CheckpointError(f"{directory} lacks {len(missing)} of {len(shards)} shards, the first is {missing[0]}; fetch it again")
+    return tuple(directory / shard for shard in shards)
+
+
+def _download(source: str) -> Path:
+    if not _HUB_ID.fullmatch(source) or source.startswith((".", "/")):
+        raise CheckpointError(f"{source} is not a directory")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_WANTED))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{source} is neither a directory nor a model on the hub that you may read") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f"{source} is not a directory, and the hub cannot be reached: {_first_line(error)}") from error
+
+
+def _config_error(directory: Path, error: Exception) -> CheckpointError | UnsupportedModel:
+    text = _first_line(error)
+    if "trust_remote_code" in str(error):
+        return CheckpointError(
+            f"{directory} brings Python code of its own, which is not run; pass --trust-remote-code if you trust its author"
+        )
+    if "model type" in text:
+        return UnsupportedModel(f"the installed transformers does not know this architecture: {text}")
+    return CheckpointError(f"{directory} has a configuration that cannot be read: {text}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]

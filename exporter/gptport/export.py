@@ -1,0 +1,170 @@
+"""The way of a checkpoint: open, build the graph, write it, verify it, publish it. Nothing is in the repository before it is verified."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from . import graph as graphs
+from . import repository as repositories
+from . import triton_config, verify
+from .dialects import onnxruntime as dialect
+from .errors import UnsupportedModel, UsageError
+from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .checkpoint import Checkpoint
+    from .console import Steps
+    from .precision import Precision
+
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+DEFAULT_MAX_LENGTH = 2048
+_TOOLS = ("gptport", "torch", "transformers", "onnx-ir", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        folders: model name → version folder, the text model first.
+        manifest: of both.
+        parity: how close the graph is to the checkpoint.
+        changes: pass → how many places it changed.
+        traced_layers: how many layers were traced.
+    """
+
+    folders: dict[str, Path]
+    manifest: Manifest
+    parity: verify.Parity
+    changes: dict[str, int]
+    traced_layers: int
+
+
+def export(
+    checkpoint: Checkpoint, repository: Path, name: str, precision: Precision, max_length: int | None, steps: Steps
+) -> Exported:
+    """Export a checkpoint as the models `name` and `name`_step.
+
+    Raises:
+        GptportError: what is wrong; the repository is as it was.
+    """
+    name = repositories.checked_name(name)
+    length = _max_length(checkpoint, max_length)
+    with repositories.staging(repository) as staging:
+        folder = staging / "version"
+        folder.mkdir()
+        with steps.step("Tracing the graph"):
+            built = graphs.build(checkpoint, precision, length)
+        _write_graph(built.model, folder, steps)
+        tokenizer = checkpoint.tokenizer_files()
+        for file, content in tokenizer.items():
+            (folder / file).write_bytes(content)
+        manifest = _manifest(built.model, checkpoint, name, precision, length)
+        with steps.step("Running the checkpoint in torch"):
+            expected = verify.reference(checkpoint, tokenizer["tokenizer.json"], length)
+        with steps.step("Comparing the graph with it"):
+            parity = verify.verify(folder, manifest, expected, precision)
+        with steps.step("Publishing"):
+            manifest = _finish(manifest, folder, checkpoint, parity)
+            folders = _publish(repository, folder, manifest)
+    return Exported(folders, manifest, parity, built.changes, built.traced_layers)
+
+
+def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
+    context = checkpoint.spec.context_length
+    if wanted is None:
+        return min(context, DEFAULT_MAX_LENGTH)
+    if not 2 <= wanted <= context:
+        raise UsageError(f"--max-length {wanted} is not allowed: {checkpoint.name} takes 2 to {context} tokens")
+    return wanted
+
+
+def _write_graph(model: ir.Model, folder: Path, steps: Steps) -> None:
+    sizes = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
+    with steps.step("Writing the weights", sum(sizes)) as advance:
+        ir.save(
+            model,
+            folder / GRAPH,
+            external_data=WEIGHTS,
+            callback=lambda tensor, _: advance(tensor.nbytes),
+            max_workers=2,
+            max_in_flight_bytes=256 << 20,
+            alignment=4096,  # so that onnxruntime can map the weights instead of reading them
+        )
+
+
+def _manifest(model: ir.Model, checkpoint: Checkpoint, name: str, precision: Precision, max_length: int) -> Manifest:
+    spec = checkpoint.spec
+    inputs, outputs = ([_tensor(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    pasts, presents = inputs[3:], outputs[1:]
+    if len(pasts) != 2 * spec.layers:
+        raise UnsupportedModel(f"{spec.model_type} has {spec.layers} layers, but {len(pasts) // 2} with a cache")
+    tensors = tuple(
+        CacheTensor(i // 2, ("key", "value")[i % 2], past.name, present.name)
+        for i, (past, present) in enumerate(zip(pasts, presents, strict=True))
+    )
+    return Manifest(
+        name=name,
+        precision=precision.name,
+        dialect=dialect.NAME,
+        opsets=dict(model.opset_imports),
+        ir_version=model.ir_version,
+        graph=GRAPH,
+        vocab_size=spec.vocab_size,
+        max_length=max_length,
+        logits="last",
+        tokens=Tokens(spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        roles={tensor.name: tensor.name for tensor in (*inputs[:3], outputs[0])},
+        kv_cache=KVCache(spec.layers, spec.kv_heads, spec.head_dim, pasts[0].dtype, tensors),
+        source={},
+        verification={},
+        tools={},
+        files={},
+    )
+
+
+def _tensor(value: ir.Value) -> Tensor:
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
+    return Tensor(str(value.name), value.dtype.numpy().name, shape)
+
+
+def _finish(manifest: Manifest, folder: Path, checkpoint: Checkpoint, parity: verify.Parity) -> Manifest:
+    """The manifest with what is known only now, written into the folder."""
+    manifest = replace(
+        manifest,
+        source={
+            "checkpoint": checkpoint.name,
+            "model_type": checkpoint.spec.model_type,
+            "format": checkpoint.format,
+            "sha256": checkpoint.sha256,
+        },
+        verification={
+            "tokens": parity.tokens,
+            "max_abs_logit_difference": parity.max_abs_logit_difference,
+            "greedy_agreement": parity.greedy_agreement,
+        },
+        tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
+        files={path.name: File.of(path) for path in sorted(folder.iterdir())},
+    )
+    (folder / FILE_NAME).write_text(manifest.to_json())
+    return manifest
+
+
+def _publish(repository: Path, folder: Path, manifest: Manifest) -> dict[str, Path]:
+    step = replace(manifest, name=manifest.name + repositories.STEP_SUFFIX, kind="step")
+    return repositories.publish(
+        repository,
+        folder,
+        {manifest.name: triton_config.text_model(manifest), step.name: triton_config.step_model(step)},
+    )

@@ -1,0 +1,91 @@
+"""Graph rewrites, one a file, run in the order of a dialect's tuple.
+
+A pass is a function `(graph, context) -> int`: it changes the graph in place and returns how many places it changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ..spec import ModelSpec
+
+    Pass = Callable[[ir.Graph, "Context"], int]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What passes may ask for.
+
+    Attributes:
+        spec: the model.
+        max_length: tokens a sequence may have.
+        rotary: path of a rotary module → its cosines and sines, each float32 [max_length, head_dim / 2].
+    """
+
+    spec: ModelSpec
+    max_length: int
+    rotary: Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+def run(model: ir.Model, passes: Sequence[Pass], context: Context) -> dict[str, int]:
+    """Run the passes in order; the result says how many places each of them changed."""
+    changed: dict[str, int] = {}
+    for rewrite in passes:
+        changed[rewrite.__name__] = changed.get(rewrite.__name__, 0) + rewrite(model.graph, context)
+        tidy(model)
+    return changed
+
+
+def tidy(model: ir.Model) -> None:
+    """Remove what nothing uses and what does nothing; small constants become initializers, one for each value."""
+    IdentityEliminationPass()(model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+
+
+def is_op(node: ir.Node, op_type: str, domain: str = "") -> bool:
+    """Whether a node is that operator."""
+    return node.op_type == op_type and node.domain == domain
+
+
+def insert_before(node: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Insert nodes before another, as of the same module."""
+    assert node.graph is not None
+    for each in new:
+        each.metadata_props.update(node.metadata_props)
+    node.graph.insert_before(node, new)
+
+
+def replace_value(old: ir.Value, new: ir.Value) -> None:
+    """Let every use of `old`, as an output of the graph too, take `new`, which gets its type and, for an output, its name."""
+    if new.producer() is not None:
+        new.type, new.shape = new.type or old.type, new.shape or old.shape
+        if old.is_graph_output():
+            new.name, old.name = old.name, None
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def constant(
+    graph: ir.Graph, values: object, dtype: ir.DataType = ir.DataType.INT64, *, name: str | None = None
+) -> ir.Value:
+    """An initializer with these values; the same name gives the same initializer."""
+    array = np.asarray(values)
+    name = name or f"constant.{dtype.name.lower()}.{'x'.join(map(str, array.shape))}.{'_'.join(map(str, array.ravel()))}"
+    if name not in graph.initializers:
+        tensor = ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
+        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor))
+    return graph.initializers[name]

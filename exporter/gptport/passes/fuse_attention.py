@@ -1,0 +1,125 @@
+"""Attention with its rotary embedding and its packed projection becomes one `com.microsoft.GroupQueryAttention`.
+
+    Attention(Rotary(heads(q)), Rotary(heads(k)), heads(v), past…)  →  GroupQueryAttention(q, k, v, past…, cos, sin)
+    … where q, k, v are the three pieces of one Split               →  GroupQueryAttention(qkv, -, -, past…, cos, sin)
+
+`heads` is the view [B,S,H·D] → [B,H,S,D]. The operator:
+https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from ..operators import DOMAIN
+from . import constant, insert_before, is_op, replace_value
+
+if TYPE_CHECKING:
+    from . import Context
+
+_HEADS = (0, 2, 1, 3)
+"""The permutation [B,S,H,D] ↔ [B,H,S,D]."""
+
+
+def fuse_attention(graph: ir.Graph, context: Context) -> int:
+    """Lower every Attention."""
+    nodes = [node for node in graph if is_op(node, "Attention", DOMAIN)]
+    if nodes:
+        total = _total_sequence_length(graph)
+        for node in nodes:
+            _fuse(graph, node, total, context)
+    return len(nodes)
+
+
+def _total_sequence_length(graph: ir.Graph) -> ir.Value:
+    """The longest row's length, which the operator wants as a scalar: max(seqlens_k) + 1."""
+    seqlens_k = next(value for value in graph.inputs if value.name == "seqlens_k")
+    longest = ir.node("ReduceMax", [seqlens_k], {"keepdims": 0})
+    total = ir.node("Add", [longest.outputs[0], constant(graph, 1, ir.DataType.INT32)])
+    total.outputs[0].name = "total_sequence_length"
+    insert_before(graph[0], [longest, total])
+    return total.outputs[0]
+
+
+def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> None:
+    query, key, value, past_key, past_value, seqlens_k = node.inputs
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]  # type: ignore[index]
+    (query, table), (key, key_table) = _unrotated(query), _unrotated(key)
+    assert table is key_table, "query and key are rotated by the same angles"
+    caches = _rotary_caches(graph, table, context) if table else (None, None)
+    rows = [_rows(node, tensor) for tensor in (query, key, value)]
+    attention = ir.node(
+        "GroupQueryAttention",
+        [*(_packed(rows) or rows), past_key, past_value, seqlens_k, total, *caches],
+        {
+            "num_heads": heads,
+            "kv_num_heads": kv_heads,
+            "scale": node.attributes.get_float("scale"),
+            "do_rotary": int(table is not None),
+        },
+        domain="com.microsoft",
+        num_outputs=3,
+    )
+    out = attention.outputs[0]
+    like = node.outputs[0]
+    assert like.shape is not None
+    out.type, out.shape = like.type, ir.Shape([*like.shape[:2], int(heads) * int(head_dim)])  # type: ignore[arg-type]
+    view = ir.node("Reshape", [out, constant(graph, [0, 0, heads, head_dim])])
+    insert_before(node, [attention, view])
+    replace_value(like, view.outputs[0])
+    for old, new in zip(node.outputs[1:], attention.outputs[1:], strict=True):
+        replace_value(old, new)
+    graph.remove(node, safe=True)
+
+
+def _unrotated(tensor: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """What was rotated, and the table it was rotated by."""
+    node = tensor.producer()
+    if node is None or not is_op(node, "Rotary", DOMAIN):
+        return tensor, None
+    assert node.inputs[0] is not None
+    return node.inputs[0], node.inputs[1]
+
+
+def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[ir.Value, ir.Value]:
+    """Cosines and sines, each [max_length, head_dim / 2], in the graph's dtype."""
+    producer = table.producer()
+    assert producer is not None
+    assert table.dtype is not None
+    module = producer.attributes.get_string("module")
+    cos, sin = context.rotary(module)
+    return (
+        constant(graph, cos, table.dtype, name=f"{module}.cos_cache"),
+        constant(graph, sin, table.dtype, name=f"{module}.sin_cache"),
+    )
+
+
+def _rows(before: ir.Node, tensor: ir.Value) -> ir.Value:
+    """The [B,S,H·D] tensor that a [B,H,S,D] tensor is a view of; a view of our own where there is none."""
+    transpose = tensor.producer()
+    if transpose is not None and is_op(transpose, "Transpose") and tuple(transpose.attributes.get_ints("perm")) == _HEADS:
+        reshape = transpose.inputs[0] and transpose.inputs[0].producer()
+        source = reshape.inputs[0] if reshape is not None and is_op(reshape, "Reshape") else None
+        if source is not None and source.shape is not None and len(source.shape) == 3:
+            return source
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    assert tensor.shape is not None
+    width = int(tensor.shape[1]) * int(tensor.shape[3])  # type: ignore[arg-type]
+    transpose = ir.node("Transpose", [tensor], {"perm": list(_HEADS)})
+    reshape = ir.node("Reshape", [transpose.outputs[0], constant(graph, [0, 0, width])])
+    insert_before(before, [transpose, reshape])
+    return reshape.outputs[0]
+
+
+def _packed(rows: list[ir.Value]) -> list[ir.Value | None] | None:
+    """[qkv, None, None] if the three are exactly the three pieces of one split, in order."""
+    split = rows[0].producer()
+    if split is None or not is_op(split, "Split") or list(split.outputs) != rows:
+        return None
+    return [split.inputs[0], None, None]

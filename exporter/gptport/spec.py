@@ -1,0 +1,76 @@
+"""ModelSpec: what the exporter needs to know of a model, read once from its Hugging Face configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder-only transformer, in the field's words.
+
+    Attributes:
+        model_type: transformers' name of the architecture.
+        layers: decoder layers.
+        heads: query heads of a layer.
+        kv_heads: key and value heads of a layer; `heads` is a multiple of it.
+        head_dim: width of one head.
+        hidden_size: width of the residual stream.
+        vocab_size: rows of the embedding, which is the width of the logits.
+        context_length: positions the checkpoint was made for, in tokens.
+        bos_token_id: the id that begins a text, if there is one.
+        eos_token_ids: every id that ends a text.
+        pad_token_id: the id for padding, if there is one.
+    """
+
+    model_type: str
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, generation: GenerationConfig | None) -> ModelSpec:
+        """Read a configuration.
+
+        Raises:
+            UnsupportedModel: the configuration is not that of a decoder-only transformer.
+        """
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModel(f"{config.model_type} has an encoder; gptport exports decoder-only models")
+        heads = _number(config, "num_attention_heads")
+        hidden = _number(config, "hidden_size")
+        eos = getattr(generation, "eos_token_id", None)
+        eos = config.eos_token_id if eos is None else eos
+        return cls(
+            model_type=config.model_type,
+            layers=_number(config, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or hidden // heads,
+            hidden_size=hidden,
+            vocab_size=_number(config, "vocab_size"),
+            context_length=_number(config, "max_position_embeddings"),
+            bos_token_id=config.bos_token_id,
+            eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            pad_token_id=config.pad_token_id,
+        )
+
+
+def _number(config: PretrainedConfig, name: str) -> int:
+    value = getattr(config, name, None)
+    if not isinstance(value, int) or value < 1:
+        raise UnsupportedModel(f"the configuration of {config.model_type!r} has {name} = {value!r}; a GPT has a positive number there")
+    return value
