@@ -145,8 +145,8 @@ def check_prompt_length(tokens: int, max_length: int, model: str) -> None:
     """RequestError if a prompt of `tokens` leaves no room for a new token."""
     if tokens >= max_length:
         raise RequestError(
-            f"the prompt has {tokens} tokens; {model} takes at most {max_length - 1}, one less than its length "
-            f"of {max_length}: shorten the prompt, or export the model with a larger --max-length"
+            f"the prompt has {tokens} tokens; {model} takes at most {max_length - 1}, one less than its "
+            f"length of {max_length}: shorten the prompt, or export the model with a larger --max-length"
         )
 
 

@@ -50,7 +50,7 @@ class Runner:
     def prefill(
         self, cache: KVCache, first_row: int, tokens: Sequence[Sequence[int]], start: int
     ) -> NDArray[Any]:
-        """Compute `tokens`, one list a row from `first_row` on; returns logits `[rows, vocab]` of the last ones.
+        """Compute `tokens`, a list a row from `first_row` on; returns logits `[rows, vocab]` of the last.
 
         `start` tokens are in the cache already; unless it is 0, there may be only one row.
         The result is valid until the next call.
@@ -68,7 +68,7 @@ class Runner:
         return self._run(binding, token_ids, positions, last)
 
     def decode(self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[Any]:
-        """Compute a token for each of the rows 0, 1, …, behind their `lengths`; returns logits `[rows, vocab]`.
+        """Compute a token for each row, behind the `lengths` tokens there; returns logits `[rows, vocab]`.
 
         The result is valid until the next call.
         """
@@ -114,8 +114,8 @@ class Runner:
         positions: NDArray[Any],
         last: NDArray[Any],
     ) -> NDArray[Any]:
-        # Bound anew for every run, as onnxruntime copies host inputs to another device when they are bound, not
-        # when it runs. It costs a few microseconds.
+        # Bound anew for every run, which costs microseconds: onnxruntime copies host inputs to another device
+        # when they are bound, not when the graph runs.
         roles = self._manifest.roles
         _bind_host(binding.bind_input, roles["input_ids"], token_ids)
         _bind_host(binding.bind_input, roles["position_ids"], positions)

@@ -1,4 +1,4 @@
-"""Logits to tokens, as docs/protocol.md says under "Sampling, exactly"; all greedy rows of a batch at once."""
+"""Logits to tokens, as docs/protocol.md says under "Sampling, exactly"; the greedy rows all at once."""
 
 from __future__ import annotations
 

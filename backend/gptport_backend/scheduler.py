@@ -37,8 +37,8 @@ class Scheduler(Generic[S]):
 
     The running ones occupy the rows 0 … n - 1: first those that are decoded, so that a decode step takes the
     rows without a gap, and behind them at most one whose long prompt is computed in chunks between the decode
-    steps. A step computes at most `max_prefill_tokens` tokens of prompts, padding included, so that the streams
-    in flight go on.
+    steps. A step computes at most `max_prefill_tokens` tokens of prompts, padding included, so that the
+    streams in flight go on.
     """
 
     def __init__(self, max_slots: int, max_prefill_tokens: int) -> None:

@@ -17,7 +17,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def unsettled_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids that never end a piece of text: special tokens, and bytes `<0x00>` … if the decoder reads such."""
+    """The ids that never end a piece of text: special ones, and `<0x00>` … if the decoder reads bytes."""
     special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
     if "ByteFallback" not in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
         return frozenset(special)

@@ -1,4 +1,4 @@
-"""A tiny GPT with a real graph and a real tokenizer, built in milliseconds: random weights, one token a byte."""
+"""A tiny GPT with a real graph and a real tokenizer, built at once: random weights, one token a byte."""
 
 from __future__ import annotations
 
@@ -97,9 +97,11 @@ def _layer(layer: int, weights: dict[str, Any], random: np.random.Generator) -> 
     ]
     attention = helper.make_node(
         "GroupQueryAttention",
-        [f"q_out.{layer}", f"k_out.{layer}", f"v_out.{layer}"]
-        + [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
-        + ["seqlens_k", "total", "cos", "sin"],
+        [
+            *(f"{name}_out.{layer}" for name in ("q", "k", "v")),
+            *(f"past_key_values.{layer}.{kind}" for kind in ("key", "value")),
+            *("seqlens_k", "total", "cos", "sin"),
+        ],
         [f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"],
         domain="com.microsoft",
         num_heads=HEADS,
