@@ -1,0 +1,90 @@
+"""The client's own loop as a state machine: which tokens to feed next, and what the logits make of the text.
+
+It never waits for anything; whoever drives it does (`_loop.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gptport_client._errors import InvalidRequest
+from gptport_client._results import Chunk, FinishReason, Usage
+from gptport_client._sampling import Sampler
+from gptport_client._text import Detokenizer, StopFilter
+
+if TYPE_CHECKING:
+    from gptport_client._model import ModelConfig
+    from gptport_client._params import SamplingParams
+    from gptport_client._sampling import Logits
+    from gptport_client._tokenizer import Tokenizer
+
+
+class Generation:
+    """One text on its way.
+
+    Attributes:
+        pending: the tokens to append to the sequence next: the prompt, then each new token.
+        finished: whether the last chunk was made.
+
+    Raises:
+        InvalidRequest: the prompt is too long for the model, or has ids that the model does not know.
+    """
+
+    def __init__(
+        self, prompt: tuple[int, ...], params: SamplingParams, model: ModelConfig, tokenizer: Tokenizer
+    ) -> None:
+        _check_prompt(prompt, model)
+        self.pending = prompt
+        self.finished = False
+        self._prompt_tokens = len(prompt)
+        self._limit = min(params.max_tokens, model.max_length - len(prompt))
+        self._eos = model.eos_token_ids
+        self._sampler = Sampler(params)
+        self._detokenizer = Detokenizer(tokenizer, prompt)
+        self._stop = StopFilter(params.stop_strings)
+        self._tokens = 0
+        self._unsent: list[int] = []  # tokens whose text is still held back
+
+    @property
+    def last(self) -> bool:
+        """Whether the next token is the last one, whatever it is: nothing is appended behind it."""
+        return self._tokens + 1 == self._limit
+
+    def accept(self, logits: Logits) -> Chunk | None:
+        """Choose a token from `logits [vocab]`; the chunk that it completes, if it does."""
+        token = self._sampler.draw(logits)
+        self.pending = (token,)
+        self._tokens += 1
+        self._unsent.append(token)
+        text = self._stop.push(self._detokenizer.push(token))
+        if token in self._eos or self._stop.stopped:
+            return self._finish(text, "stop")
+        if self._tokens == self._limit:
+            return self._finish(text, "length")
+        return self._chunk(text) if text else None
+
+    def _finish(self, text: str, reason: FinishReason) -> Chunk:
+        if not self._stop.stopped:
+            text += self._stop.push(self._detokenizer.flush())
+            text += self._stop.flush()
+        self.finished = True
+        return self._chunk(text, "stop" if self._stop.stopped else reason)
+
+    def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
+        ids, self._unsent = tuple(self._unsent), []
+        return Chunk(text, ids, reason, Usage(self._prompt_tokens, self._tokens) if reason else None)
+
+
+def _check_prompt(prompt: tuple[int, ...], model: ModelConfig) -> None:
+    if not prompt:
+        raise InvalidRequest("prompt has no tokens after tokenizing; give a longer text")
+    if len(prompt) >= model.max_length:
+        raise InvalidRequest(
+            f"prompt has {len(prompt)} tokens; {model.name} takes at most {model.max_length - 1}, one less "
+            f"than its length of {model.max_length}: shorten it, or export the model with a larger --max-length"
+        )
+    if max(prompt) >= model.vocab_size:
+        raise InvalidRequest(
+            f"prompt has the token id {max(prompt)}, the vocabulary of {model.name!r} ends at "
+            f"{model.vocab_size - 1}; tokenize with the model's own tokenizer"
+        )

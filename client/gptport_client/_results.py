@@ -1,0 +1,87 @@
+"""What a caller gets: pieces of text as they come, or all of it at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
+from gptport_client._errors import ProtocolError
+
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+
+
+def finish_reason(name: str) -> FinishReason:
+    """`name` as a finish reason.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    if name not in ("stop", "length", "cancelled"):
+        raise ProtocolError(f"the server ended with the unknown finish reason {name!r}; update this client")
+    return cast(FinishReason, name)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a request took.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        completion_tokens: new tokens, those of an end-of-text token or a stop string included.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long a request took, in seconds, on the client's clock.
+
+    Attributes:
+        time_to_first_token: from asking to the first piece.
+        total: from asking to the last piece.
+    """
+
+    time_to_first_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer.
+
+    Attributes:
+        text: what is new; never half a character; may be empty.
+        token_ids: the new tokens.
+        finish_reason: why generation ended, on the last chunk only: `stop` (end-of-text token or stop
+        string),
+            `length` (max_tokens or the model's length) or `cancelled` (by the server).
+        usage: the token counts, on the last chunk only.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A complete answer; the fields are those of the chunks put together.
+
+    Attributes:
+        text: the generated text, without the prompt.
+        token_ids: the generated tokens.
+        finish_reason: see `Chunk`.
+        usage: the token counts.
+        timings: seconds to the first piece and in total.
+        request_id: what the server's log calls the request.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    request_id: str

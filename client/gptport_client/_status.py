@@ -1,0 +1,113 @@
+"""What a server's complaint means: gRPC status and text in, one of our errors out. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gptport_client._errors import (
+    Cancelled,
+    ConnectionError,  # noqa: A004 - ours
+    DeadlineExceeded,
+    GptportError,
+    InvalidRequest,
+    ModelNotFound,
+    ProtocolError,
+    QueueFull,
+    ServerError,
+    ServerNotReady,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a request went: what an error message names."""
+
+    url: str
+    model: str = ""
+    request_id: str = ""
+
+
+# Triton reports many things as UNAVAILABLE or NOT_FOUND that are not; and an error inside a stream is a text
+# without any status. So texts come first; the first match decides.
+_TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
+    (re.compile(pattern, re.IGNORECASE), error)
+    for pattern, error in (
+        (r"exceeds maximum queue size|queue is full|queue full", QueueFull),
+        (
+            r"has no available versions|not ready|not yet ready|shutting down|is exiting|unloading",
+            ServerNotReady,
+        ),
+        (r"unknown model", ModelNotFound),
+        (r"timeout expired|deadline exceeded", DeadlineExceeded),
+        (r"message larger than max|doesn't support models with decoupled", ProtocolError),
+    )
+)
+
+# Only where there is no status: the backend's messages begin with the field, Triton's own speak of inference
+# inputs.
+_FIELDS = (
+    r"text_input|input_ids|max_tokens|temperature|top_k|top_p|seed|stop_words|stream|exclude_input\w*|file"
+)
+_REFUSALS = re.compile(
+    rf"^\W*(?:invalid.argument|(?:the )?prompt|the request has|{_FIELDS})\b"
+    r"|is not an input of this model|inference input|expected \d+ inputs",
+    re.IGNORECASE,
+)
+_CANCELLATION = re.compile(
+    r"^\W*(?:the )?(?:request|stream)?\W*(?:was |is |has been )?cancell?ed", re.IGNORECASE
+)
+
+_STATUSES: dict[str, type[GptportError]] = {
+    "CANCELLED": Cancelled,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "INVALID_ARGUMENT": InvalidRequest,
+    "NOT_FOUND": ModelNotFound,
+    "RESOURCE_EXHAUSTED": QueueFull,
+    "UNAVAILABLE": ConnectionError,
+    "UNIMPLEMENTED": ProtocolError,
+}
+
+_MEANING: dict[type[GptportError], str] = {
+    Cancelled: "the request was cancelled: {text}",
+    ConnectionError: "no connection to {url}: {text}; is the server up, and is this its gRPC port (8001)?",
+    DeadlineExceeded: "no answer from {url} in time: {text}; give a longer timeout or fewer max_tokens",
+    InvalidRequest: "the server refused the request: {text}",
+    ModelNotFound: "{url} has no model {model!r}: {text}; models() lists those it has",
+    ProtocolError: "{url} does not answer as gptport's models do: {text}; check the URL and the model's name",
+    QueueFull: "{url} has too many requests waiting: {text}; try again later",
+    ServerError: "the server failed on model {model!r}: {text}; its log says more",
+    ServerNotReady: "{url} has {model!r} not ready: {text}; wait_until_ready() waits, its log says more",
+}
+
+
+def error_from_status(status: str, text: str, origin: Origin) -> GptportError:
+    """The error for a gRPC status (its name, such as `UNAVAILABLE`) and its details."""
+    if status in {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"}:
+        kind = _kind_of_text(text) or _STATUSES[status]
+    else:
+        kind = _STATUSES.get(status, ServerError)
+    return _error(kind, text, origin)
+
+
+def error_from_text(text: str, origin: Origin) -> GptportError:
+    """The error for the `error_message` of a Triton stream, which has no status."""
+    kind = _kind_of_text(text)
+    if kind is None and _REFUSALS.search(text):
+        kind = InvalidRequest
+    if kind is None and _CANCELLATION.search(text):
+        kind = Cancelled
+    return _error(kind or ServerError, text, origin)
+
+
+def _kind_of_text(text: str) -> type[GptportError] | None:
+    return next((error for pattern, error in _TEXTS if pattern.search(text)), None)
+
+
+def _error(kind: type[GptportError], text: str, origin: Origin) -> GptportError:
+    message = _MEANING[kind].format(url=origin.url, model=origin.model, text=text.strip() or "no details")
+    return kind(message, origin.request_id)

@@ -1,0 +1,178 @@
+"""Requests to and responses from the two models, as docs/protocol.md has them. Pure."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]
+
+from gptport_client._errors import ProtocolError
+from gptport_client._results import Chunk, Usage, finish_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptport_client._params import SamplingParams
+    from gptport_client._sampling import Logits
+
+# Protobuf messages of Triton's service; their module has no types.
+InferRequest: TypeAlias = Any
+InferResponse: TypeAlias = Any
+
+
+def text_request(
+    model: str, request_id: str, prompt: str | Sequence[int], params: SamplingParams, *, stream: bool
+) -> InferRequest:
+    """Ask the text model to continue a prompt."""
+    request = _request(model, request_id)
+    if isinstance(prompt, str):
+        _add_strings(request, "text_input", (prompt,))
+    else:
+        _add(request, "input_ids", "INT32", (len(prompt),), np.asarray(prompt, "<i4").tobytes())
+    _add(request, "max_tokens", "INT32", (1,), struct.pack("<i", params.max_tokens))
+    _add(request, "temperature", "FP32", (1,), struct.pack("<f", params.temperature))
+    _add(request, "top_k", "INT32", (1,), struct.pack("<i", params.top_k))
+    _add(request, "top_p", "FP32", (1,), struct.pack("<f", params.top_p))
+    if params.seed is not None:
+        _add(request, "seed", "UINT64", (1,), struct.pack("<Q", params.seed))
+    if params.stop_strings:
+        _add_strings(request, "stop_words", params.stop_strings)
+    _add(request, "stream", "BOOL", (1,), struct.pack("<?", stream))
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def file_request(model: str, request_id: str, file: str) -> InferRequest:
+    """Ask the text model for one of its files."""
+    request = _request(model, request_id)
+    request.parameters["file"].string_param = file
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def step_request(
+    model: str,
+    request_id: str,
+    sequence_id: int,
+    token_ids: Sequence[int],
+    past: int,
+    *,
+    start: bool,
+    end: bool,
+) -> InferRequest:
+    """Ask the step model to append `token_ids` to a sequence that has `past` tokens."""
+    count = len(token_ids)
+    request = _request(model, request_id)
+    _add(request, "input_ids", "INT64", (1, count), np.asarray(token_ids, "<i8").tobytes())
+    _add(request, "position_ids", "INT64", (1, count), np.arange(past, past + count, dtype="<i8").tobytes())
+    _add(request, "seqlens_k", "INT32", (1, 1), struct.pack("<i", past + count - 1))
+    request.parameters["sequence_id"].int64_param = sequence_id
+    request.parameters["sequence_start"].bool_param = start
+    request.parameters["sequence_end"].bool_param = end
+    return request
+
+
+def read_text(response: InferResponse) -> tuple[Chunk | None, bool]:
+    """One response of the text model: its piece, if it carries one, and whether it is the last response.
+
+    Raises:
+        ProtocolError: it is not what docs/protocol.md describes.
+    """
+    flag = response.parameters.get("triton_final_response")  # [] would add the key
+    final = flag is not None and flag.bool_param
+    outputs = _outputs(response)
+    if not outputs:
+        return None, final
+    reason = _read_string(outputs, "finish_reason")
+    usage = Usage(_read_number(outputs, "num_input_tokens"), _read_number(outputs, "num_output_tokens"))
+    chunk = Chunk(
+        text=_read_string(outputs, "text_output"),
+        token_ids=_read_ids(outputs),
+        finish_reason=finish_reason(reason) if reason else None,
+        usage=usage if reason else None,
+    )
+    return chunk, final
+
+
+def read_file(response: InferResponse) -> bytes | None:
+    """The file in a response to `file_request`; None if the response carries no data."""
+    outputs = _outputs(response)
+    return _read_bytes(outputs, "text_output") if outputs else None
+
+
+def read_logits(response: InferResponse, vocab_size: int) -> Logits:
+    """The logits in a response of the step model: `[vocab]`, float32.
+
+    Raises:
+        ProtocolError: there are none, or they are of another type or length.
+    """
+    data = _output(_outputs(response), "logits", "FP32")
+    if len(data) != 4 * vocab_size:
+        raise ProtocolError(
+            f"the step model answered {len(data)} bytes of logits, not {vocab_size} numbers of 4 bytes"
+        )
+    return np.frombuffer(data, "<f4")
+
+
+def _request(model: str, request_id: str) -> InferRequest:
+    return service_pb2.ModelInferRequest(model_name=model, id=request_id)
+
+
+def _add(request: InferRequest, name: str, datatype: str, shape: Sequence[int], data: bytes) -> None:
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.raw_input_contents.append(data)
+
+
+def _add_strings(request: InferRequest, name: str, strings: Sequence[str]) -> None:
+    encoded = [string.encode() for string in strings]
+    data = b"".join(struct.pack("<I", len(string)) + string for string in encoded)
+    _add(request, name, "BYTES", (len(strings),), data)
+
+
+def _outputs(response: InferResponse) -> dict[str, tuple[str, bytes]]:
+    """Each output's datatype and content, by name."""
+    if len(response.outputs) != len(response.raw_output_contents):
+        raise ProtocolError(
+            f"a response has {len(response.outputs)} outputs, {len(response.raw_output_contents)} contents"
+        )
+    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
+    return {output.name: (output.datatype, content) for output, content in pairs}
+
+
+def _output(outputs: dict[str, tuple[str, bytes]], name: str, datatype: str) -> bytes:
+    found, content = outputs.get(name, ("missing", b""))
+    if found != datatype:
+        raise ProtocolError(
+            f"the output {name} is {found}, not {datatype}; this client needs a model of its version"
+        )
+    return content
+
+
+def _read_bytes(outputs: dict[str, tuple[str, bytes]], name: str) -> bytes:
+    content = _output(outputs, name, "BYTES")
+    if len(content) < 4 or len(content) != 4 + int.from_bytes(content[:4], "little"):
+        raise ProtocolError(f"the output {name} is not one string")
+    return content[4:]
+
+
+def _read_string(outputs: dict[str, tuple[str, bytes]], name: str) -> str:
+    try:
+        return _read_bytes(outputs, name).decode()
+    except UnicodeDecodeError as error:
+        raise ProtocolError(f"the output {name} is not UTF-8") from error
+
+
+def _read_ids(outputs: dict[str, tuple[str, bytes]]) -> tuple[int, ...]:
+    content = _output(outputs, "output_ids", "INT32")
+    if len(content) % 4:
+        raise ProtocolError("the output output_ids has half a number")
+    return tuple(np.frombuffer(content, "<i4").tolist())
+
+
+def _read_number(outputs: dict[str, tuple[str, bytes]], name: str) -> int:
+    content = _output(outputs, name, "UINT32")
+    if len(content) != 4:
+        raise ProtocolError(f"the output {name} is not one number")
+    return int.from_bytes(content, "little")
