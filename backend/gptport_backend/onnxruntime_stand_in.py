@@ -130,7 +130,8 @@ class TritonPythonModel:
         self._session.run_with_iobinding(binding)
         results = binding.get_outputs()
         for state, value in zip(self._states, results[len(self._outputs) :], strict=True):
-            sequence.values[state.input_name] = value
+            if not state.in_place:
+                sequence.values[state.input_name] = value
         return [self._output(tensor, value) for tensor, value in zip(self._outputs, results, strict=False)]
 
     def _output(self, tensor: Tensor, value: Any) -> Any:
