@@ -81,7 +81,7 @@ def _check_prompt(prompt: tuple[int, ...], model: ModelConfig) -> None:
     if len(prompt) >= model.max_length:
         raise InvalidRequest(
             f"prompt has {len(prompt)} tokens; {model.name} takes at most {model.max_length - 1}, one less "
-            f"than its length of {model.max_length}: shorten it, or export the model with a larger --max-length"
+            f"than its length of {model.max_length}: shorten it, or export with a larger --max-length"
         )
     if max(prompt) >= model.vocab_size:
         raise InvalidRequest(

@@ -1,0 +1,121 @@
+"""Wrong values are refused before anything is sent, and the message says what to do."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from gptport_client import Client, InvalidRequest, SamplingParams
+
+WRONG = [
+    ({"max_tokens": 0}, r"max_tokens is 0; give an integer from 1 to 2147483647"),
+    ({"max_tokens": -5}, r"max_tokens is -5"),
+    ({"max_tokens": 2**31}, r"max_tokens is 2147483648"),
+    ({"max_tokens": True}, r"max_tokens is True, a bool; give an integer"),
+    ({"max_tokens": 3.0}, r"max_tokens is 3.0, a float"),
+    ({"max_tokens": None}, r"max_tokens is None"),
+    ({"temperature": -0.1}, r"temperature is -0.1; give a finite number from 0"),
+    ({"temperature": math.nan}, r"temperature is nan"),
+    ({"temperature": math.inf}, r"temperature is inf"),
+    ({"temperature": 1e39}, r"temperature is 1e\+39"),
+    ({"temperature": "hot"}, r"temperature is 'hot', a str; give a number"),
+    ({"temperature": False}, r"temperature is False, a bool"),
+    ({"top_k": -1}, r"top_k is -1; give an integer from 0"),
+    ({"top_p": 1.01}, r"top_p is 1.01; give a finite number from 0 to 1"),
+    ({"top_p": -0.01}, r"top_p is -0.01"),
+    ({"top_p": math.nan}, r"top_p is nan"),
+    ({"seed": -1}, r"seed is -1; give an integer from 0 to 18446744073709551615"),
+    ({"seed": 2**64}, r"seed is 18446744073709551616"),
+    ({"seed": 1.5}, r"seed is 1.5"),
+    ({"stop": ""}, r"stop\[0\] is empty"),
+    ({"stop": ["ok", ""]}, r"stop\[1\] is empty"),
+    ({"stop": [3]}, r"stop\[0\] is a int; give a str"),
+    ({"stop": {"a": 1}}, r"stop is a dict; give a string, or a list"),
+    ({"stop": "\udcff"}, r"stop\[0\] is not valid Unicode"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG)
+def test_a_wrong_parameter_is_refused(values, message):
+    with pytest.raises(InvalidRequest, match=message):
+        SamplingParams(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_tokens": 1},
+        {"max_tokens": np.int32(7)},
+        {"temperature": 2},
+        {"temperature": np.float32(0.5)},
+        {"top_p": 0},
+        {"top_p": 1},
+        {"seed": 0},
+        {"seed": 2**64 - 1},
+        {"stop": "a"},
+        {"stop": ["a", "ß"]},
+        {"stop": []},
+    ],
+)
+def test_the_limits_themselves_are_allowed(values):
+    SamplingParams(**values)
+
+
+def test_stop_is_a_tuple_afterwards():
+    assert SamplingParams(stop="ab").stop == ("ab",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "prompt is empty"),
+        ("a\ud800", r"character 1 is the lone surrogate '\\ud800'"),
+        ([], "prompt has no tokens"),
+        ([1, -2], r"prompt\[1\] is -2"),
+        ([1, True], r"prompt\[1\] is True, a bool"),
+        (["a"], r"prompt\[0\] is 'a', a str"),
+        ([2**31], r"prompt\[0\] is 2147483648"),
+        (b"text", "prompt is bytes; decode it"),
+        (None, "prompt is a NoneType; give a str or a sequence"),
+        (7, "prompt is a int"),
+    ],
+)
+@pytest.mark.parametrize("loop", ["server", "client"])
+def test_a_wrong_prompt_is_refused_before_anything_is_sent(client, toy, loop, prompt, message):
+    for ask in (client.stream, client.generate):
+        with pytest.raises(InvalidRequest, match=message):
+            ask(prompt, loop=loop)
+    assert not toy.requests
+    assert not toy.steps
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.nan, math.inf, True, "1"])
+def test_a_wrong_timeout_is_refused(client, timeout):
+    with pytest.raises(InvalidRequest, match="timeout"):
+        client.generate("a", timeout=timeout)
+
+
+def test_a_wrong_loop_is_refused(client):
+    with pytest.raises(InvalidRequest, match="'server' or 'client'"):
+        client.generate("a", loop="neither")
+
+
+@pytest.mark.parametrize("model", ["", "a/b", "..", "../a", "a\\b", "a b", "a\n", "a\0", None, 3])
+def test_a_wrong_model_name_is_refused(model):
+    with pytest.raises(InvalidRequest, match="model is"):
+        Client(model=model)
+
+
+@pytest.mark.parametrize("url", ["", "http://localhost:8000", None])
+def test_a_wrong_url_is_refused(url):
+    with pytest.raises(InvalidRequest, match="url is"):
+        Client(url, model="toy")
+
+
+@pytest.mark.parametrize("tokenizer", ["/nowhere", 3, __file__])
+def test_a_wrong_tokenizer_is_refused(tokenizer):
+    with pytest.raises(InvalidRequest, match="tokenizer"):
+        Client(model="toy", tokenizer=tokenizer)

@@ -1,0 +1,317 @@
+"""A gRPC server that behaves as docs/protocol.md says, with a toy for a model; `python toy_triton.py` runs it alone.
+
+The model is a deterministic function of the ids so far. What the text model answers is computed here in the plainest
+way (everything decoded at once, everything sorted), so that the client's own loop has something to agree with.
+"""
+
+# ruff: noqa: ARG002, N802 - the methods are those of Triton's service
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+EOS = 0
+MAX_LENGTH = 64
+TRAINING_TEXT = ["Grüße, 世界! 😀 The quick brown fox jumps over the lazy dog. 𝄞 don't stop  now"] * 2
+NUMBERS = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
+
+
+def byte_level_tokenizer() -> Tokenizer:
+    """A BPE tokenizer over bytes, as GPT-2 has: a character may take several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
+    return tokenizer
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """A tokenizer with `▁` for spaces and a token for each byte, as Llama has."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *"▁abcdefghijklmnopqrstuvwxyz",
+        "▁he",
+    ]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, [("▁", "h"), ("▁h", "e")][2:], unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def next_logits(ids: list[int], vocab_size: int) -> np.ndarray:
+    """Logits `[vocab]` that depend on every id and nothing else."""
+    key = int.from_bytes(hashlib.sha256(np.asarray(ids, "<i8").tobytes()).digest()[:8], "little")
+    logits = np.random.Generator(np.random.Philox(key=key)).normal(size=vocab_size).astype(np.float32) * 4
+    logits[EOS] -= 4
+    return logits
+
+
+def reference_token(logits: np.ndarray, temperature: float, top_k: int, top_p: float, u: float) -> int:
+    """docs/protocol.md, "Sampling, exactly", word by word."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    scaled = logits / np.float32(temperature)
+    order = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))
+    order = order[:top_k] if top_k else order
+    weights = np.exp(scaled[order].astype(np.float64) - np.float64(scaled[order[0]]))
+    kept, total = [], 0.0
+    for token, probability in zip(order, weights / weights.sum(), strict=True):
+        total += probability
+        kept.append((token, total))
+        if total >= top_p:
+            break
+    return next((token for token, cumulative in kept if cumulative > u * total), kept[-1][0])
+
+
+class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Serves `toy` and `toy_step`; the attributes below make it misbehave."""
+
+    def __init__(self) -> None:
+        self.tokenizer = byte_level_tokenizer()
+        self.tokenizer_file = self.tokenizer.to_str().encode()
+        self.vocab_size = self.tokenizer.get_vocab_size()
+        self.models = {"toy", "toy_step"}
+        self.ready = True
+        self.delay = 0.0  # seconds before each token
+        self.error_after: tuple[int, str] | None = None  # after so many pieces, this error_message
+        self.separate_final = False  # the final flag in a response of its own
+        self.no_finish_reason = False
+        self.eos_token_ids = str(EOS)
+        self.config: dict[
+            str, str | None
+        ] = {}  # parameters of the configuration that are otherwise; None: missing
+        self.requests: list[service_pb2.ModelInferRequest] = []
+        self.sequences: dict[int, list[int]] = {}
+        self.steps: list[dict] = []
+        self.cancelled = threading.Event()
+        self.lock = threading.Lock()
+
+    def serve(self, port: int = 0) -> tuple[grpc.Server, int]:
+        """Start; the server and its port."""
+        server = grpc.server(futures.ThreadPoolExecutor(20))
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, server)
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        server.start()
+        return server, port
+
+    def ServerReady(self, request, context):
+        return service_pb2.ServerReadyResponse(ready=self.ready)
+
+    def ModelReady(self, request, context):
+        return service_pb2.ModelReadyResponse(ready=request.name in self.models)
+
+    def RepositoryIndex(self, request, context):
+        index = service_pb2.RepositoryIndexResponse()
+        for name in sorted(self.models):
+            index.models.add(name=name, version="1", state="READY")
+        index.models.add(name="broken", version="1", state="UNAVAILABLE", reason="no such file")
+        return index
+
+    def ModelConfig(self, request, context):
+        if request.name not in self.models:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found"
+            )
+        response = service_pb2.ModelConfigResponse()
+        response.config.name = request.name
+        parameters = {
+            "gptport_schema": "1",
+            "gptport_kind": "step" if request.name.endswith("_step") else "text",
+            "max_length": str(MAX_LENGTH),
+            "vocab_size": str(self.vocab_size),
+            "eos_token_ids": self.eos_token_ids,
+            "bos_token_id": "",
+            "tokenizer_sha256": hashlib.sha256(self.tokenizer_file).hexdigest(),
+            **self.config,
+        }
+        for key, value in parameters.items():
+            if value is None:
+                continue
+            response.config.parameters[key].string_value = value
+        return response
+
+    def ModelInfer(self, request, context):
+        if request.model_name not in self.models:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.model_name}' is not found"
+            )
+        time.sleep(self.delay)
+        tensors = read_inputs(request)
+        sequence, start, end = (
+            request.parameters["sequence_id"].int64_param,
+            request.parameters["sequence_start"].bool_param,
+            request.parameters["sequence_end"].bool_param,
+        )
+        ids = tensors["input_ids"].ravel().tolist()
+        with self.lock:
+            self.steps.append(
+                {"sequence": sequence, "ids": ids, "start": start, "end": end, "id": request.id}
+            )
+            if start:
+                self.sequences[sequence] = []
+            elif sequence not in self.sequences:
+                text = f"inference request for sequence {sequence} to model 'toy_step' must specify the START flag"
+                context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"{text} on the first request of the sequence"
+                )
+            past = self.sequences[sequence]
+            assert tensors["position_ids"].ravel().tolist() == list(range(len(past), len(past) + len(ids)))
+            assert tensors["seqlens_k"].tolist() == [[len(past) + len(ids) - 1]]
+            past.extend(ids)
+            assert len(past) <= MAX_LENGTH
+            logits = next_logits(past, self.vocab_size)
+            if end:
+                del self.sequences[sequence]
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        response.outputs.add(name="logits", datatype="FP32", shape=(1, self.vocab_size))
+        response.raw_output_contents.append(logits.tobytes())
+        return response
+
+    def ModelStreamInfer(self, requests, context):
+        context.add_callback(lambda: None if context.is_active() else self.cancelled.set())
+        for request in requests:
+            self.requests.append(request)
+            if request.model_name not in self.models:
+                yield failure(f"Request for unknown model: '{request.model_name}' is not found")
+            elif "file" in request.parameters:
+                yield text_response(request, self.tokenizer_file, (), "stop", 0, 0, final=True)
+            else:
+                yield from self._generate(request, context)
+
+    def _generate(self, request, context):
+        tensors = read_inputs(request)
+        prompt = tensors.get("input_ids")
+        ids = (
+            self.tokenizer.encode(tensors["text_input"][0].decode()).ids
+            if prompt is None
+            else prompt.tolist()
+        )
+        if len(ids) >= MAX_LENGTH:
+            yield failure(f"the prompt has {len(ids)} tokens; toy takes at most {MAX_LENGTH - 1}")
+            return
+        shown = ""
+        pieces = self.pieces(ids, tensors)
+        for count, (token, text, reason) in enumerate(pieces):
+            if self.error_after and count == self.error_after[0]:
+                yield failure(self.error_after[1])
+                return
+            time.sleep(self.delay)
+            if not context.is_active():
+                self.cancelled.set()
+                return
+            piece, shown = text[len(shown) :].encode(), text
+            last = bool(reason) and not self.separate_final
+            reason = "" if self.no_finish_reason else reason
+            yield text_response(request, piece, (token,), reason, len(ids), count + 1, final=last)
+        if self.separate_final:
+            yield final_response(request)
+
+    def pieces(self, prompt: list[int], tensors: dict):
+        """Each new token, the whole text that is certain with it, and the finish reason."""
+        temperature, top_k, top_p = (tensors[name][0] for name in ("temperature", "top_k", "top_p"))
+        seed = int(tensors["seed"][0]) if "seed" in tensors else 0
+        random = np.random.Generator(np.random.Philox(key=seed))
+        stops = [stop.decode() for stop in tensors.get("stop_words", [])]
+        limit = min(int(tensors["max_tokens"][0]), MAX_LENGTH - len(prompt))
+        before, new, shown = self.tokenizer.decode(prompt), [], ""
+        eos = {int(token) for token in self.eos_token_ids.split(",") if token}
+        while True:
+            logits = next_logits(prompt + new, self.vocab_size)
+            new.append(reference_token(logits, temperature, int(top_k), float(top_p), random.random()))
+            text = self.tokenizer.decode(prompt + new)[len(before) :]
+            found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+            if found:
+                yield new[-1], text[: min(found)[1]], "stop"
+                return
+            if new[-1] in eos or len(new) == limit:
+                yield new[-1], text, "stop" if new[-1] in eos else "length"
+                return
+            held = max([n for stop in stops for n in range(len(stop)) if text.endswith(stop[:n])], default=0)
+            certain = text[: len(text) - held].rstrip("\ufffd")
+            shown = certain if len(certain) > len(shown) else shown
+            yield new[-1], shown, ""
+
+
+def read_inputs(request) -> dict:
+    """The tensors of a request, by name; BYTES as a list of bytes."""
+    tensors = {}
+    for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            value, rest = [], content
+            while rest:
+                end = 4 + struct.unpack_from("<I", rest)[0]
+                value, rest = [*value, rest[4:end]], rest[end:]
+            assert len(value) == tensor.shape[0]
+        else:
+            value = np.frombuffer(content, NUMBERS[tensor.datatype]).reshape(tensor.shape)
+        tensors[tensor.name] = value
+    return tensors
+
+
+def text_response(
+    request, text: bytes, ids, reason: str, prompt_tokens: int, new_tokens: int, *, final: bool
+):
+    """One response of the text model."""
+    stream = service_pb2.ModelStreamInferResponse()
+    response = stream.infer_response
+    response.model_name, response.id = request.model_name, request.id
+    response.parameters["triton_final_response"].bool_param = final
+    for name, datatype, content in (
+        ("text_output", "BYTES", struct.pack("<I", len(text)) + text),
+        ("output_ids", "INT32", np.asarray(ids, "<i4").tobytes()),
+        ("finish_reason", "BYTES", struct.pack("<I", len(reason)) + reason.encode()),
+        ("num_input_tokens", "UINT32", struct.pack("<I", prompt_tokens)),
+        ("num_output_tokens", "UINT32", struct.pack("<I", new_tokens)),
+    ):
+        response.outputs.add(name=name, datatype=datatype, shape=(len(ids) if name == "output_ids" else 1,))
+        response.raw_output_contents.append(content)
+    return stream
+
+
+def final_response(request):
+    """The empty response that only says that it is the last."""
+    stream = service_pb2.ModelStreamInferResponse()
+    stream.infer_response.id = request.id
+    stream.infer_response.parameters["triton_final_response"].bool_param = True
+    return stream
+
+
+def failure(text: str):
+    """An error inside a stream: Triton sends no status with it."""
+    return service_pb2.ModelStreamInferResponse(error_message=text)
+
+
+def main() -> None:
+    """Serve, slowly, until killed; the port is printed."""
+    toy = ToyTriton()
+    toy.delay = 0.05
+    toy.eos_token_ids = ""
+    server, port = toy.serve()
+    print(port, flush=True)  # noqa: T201
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    main()
