@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING
 
 from gptport_client._errors import Cancelled, GptportError, InvalidRequest, ProtocolError, ServerError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from gptport_client._results import Chunk
     from gptport_client._transport import Call, Transport
     from gptport_client._wire import InferRequest, InferResponse
+
+# What Triton (and what a backend of sequences) answers to a request of a sequence that it does not know.
+_NO_SEQUENCE = re.compile(r"start flag|sequence_start", re.IGNORECASE)
 
 
 def server_loop(call: Call, request_id: str) -> Iterator[Chunk]:
@@ -87,7 +91,7 @@ def _infer(transport: Transport, request: InferRequest, deadline: Deadline, conf
     try:
         return transport.infer(request, deadline.remaining(request.id))
     except InvalidRequest as error:
-        if confirmed == 0 or "start flag" not in str(error).lower():
+        if confirmed == 0 or not _NO_SEQUENCE.search(str(error)):
             raise
         # Not the caller's fault: Triton has dropped the sequence and takes this for the first request of a
         # new one.

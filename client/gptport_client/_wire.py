@@ -6,7 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from tritonclient.grpc import service_pb2  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
 from gptport_client._results import Chunk, Usage, finish_reason
