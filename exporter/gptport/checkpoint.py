@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint: a directory, a hub id, or a directory with a GGUF file. Tensors are read one by one, when asked for."""
+"""A Hugging Face checkpoint: a directory, a hub id, or a directory with a GGUF file. Tensors are read when asked for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Checkpoint:
         """transformers' configuration."""
         gguf = {"gguf_file": self.files[0].name} if self.format == "gguf" else {}
         try:
-            config: PretrainedConfig = AutoConfig.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **gguf)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                self.directory, trust_remote_code=self.trust_remote_code, **gguf
+            )
         except (ValueError, KeyError, OSError) as error:
             raise _config_error(self.directory, error) from error
         return config
@@ -84,14 +91,16 @@ class Checkpoint:
         """
         stored = self._find(name)
         if stored is None:
-            raise CheckpointError(f"{self.directory} has no tensor {name!r}, which its architecture needs; is the checkpoint complete?")
+            raise CheckpointError(
+                f"{self.directory} has no tensor {name!r}, which its architecture needs; is the checkpoint complete?"
+            )
         if self.format != "safetensors":
-            values: torch.Tensor = self._loaded[stored]
-            return values
+            return self._loaded[stored]
         path = self._safetensors[stored]
         try:
             with safe_open(path, "pt") as file:
-                return file.get_tensor(stored)
+                values: torch.Tensor = file.get_tensor(stored)
+                return values
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}; fetch it again") from error
 
@@ -99,17 +108,22 @@ class Checkpoint:
         """The model itself, in torch, float32, loaded by transformers."""
         import torch
 
+        architecture: Any = AutoModelForCausalLM
         if self.format == "gguf":
-            model = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, attn_implementation="eager")
+            model: PreTrainedModel = architecture.from_config(
+                self.config, dtype=torch.float32, attn_implementation="eager"
+            )
             model.load_state_dict(self._loaded, assign=True)
-            return model.eval()
-        return AutoModelForCausalLM.from_pretrained(
-            self.directory,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            trust_remote_code=self.trust_remote_code,
-            use_safetensors=self.format == "safetensors",
-        ).eval()
+        else:
+            model = architecture.from_pretrained(
+                self.directory,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=self.trust_remote_code,
+                use_safetensors=self.format == "safetensors",
+            )
+        model.eval()
+        return model
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Name → content of the tokenizer's files and of generation_config.json; `tokenizer.json` is always there.
@@ -117,7 +131,11 @@ class Checkpoint:
         Raises:
             CheckpointError: the checkpoint has no tokenizer that can be written as tokenizer.json.
         """
-        files = {name: (self.directory / name).read_bytes() for name in _TOKENIZER_FILES if (self.directory / name).is_file()}
+        files = {
+            name: (self.directory / name).read_bytes()
+            for name in _TOKENIZER_FILES
+            if (self.directory / name).is_file()
+        }
         return files if "tokenizer.json" in files else {**self._converted_tokenizer(), **files}
 
     def _converted_tokenizer(self) -> dict[str, bytes]:
@@ -129,13 +147,21 @@ class Checkpoint:
         gguf = {"gguf_file": self.files[0].name} if self.format == "gguf" else {}
         with tempfile.TemporaryDirectory() as folder:
             try:
-                AutoTokenizer.from_pretrained(self.directory, trust_remote_code=self.trust_remote_code, **gguf).save_pretrained(folder)
-                return {name: (Path(folder) / name).read_bytes() for name in _TOKENIZER_FILES if (Path(folder) / name).is_file()}
+                AutoTokenizer.from_pretrained(
+                    self.directory, trust_remote_code=self.trust_remote_code, **gguf
+                ).save_pretrained(folder)
+                return {
+                    name: (Path(folder) / name).read_bytes()
+                    for name in _TOKENIZER_FILES
+                    if (Path(folder) / name).is_file()
+                }
             except Exception as error:
-                raise CheckpointError(f"{self.directory} has no tokenizer: {_first_line(error)}; put its tokenizer.json there") from error
+                raise CheckpointError(
+                    f"{self.directory} has no tokenizer: {_first_line(error)}; put its tokenizer.json there"
+                ) from error
 
     def _find(self, name: str) -> str | None:
-        """The name under which a parameter is stored: checkpoints may leave the base model's prefix out, or have it in addition."""
+        """The name under which a parameter is stored: some checkpoints leave the base model's prefix out, some add it."""
         prefix = self._prefix
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if candidate in self._names:
@@ -144,7 +170,7 @@ class Checkpoint:
 
     @cached_property
     def _prefix(self) -> str:
-        architecture: Any = AutoModelForCausalLM._model_mapping[type(self.config)]  # noqa: SLF001 - no public way to the class
+        architecture: Any = AutoModelForCausalLM._model_mapping[type(self.config)]
         return f"{architecture.base_model_prefix}."
 
     @cached_property
@@ -159,7 +185,9 @@ class Checkpoint:
                 with safe_open(path, "pt") as file:
                     stored.update(dict.fromkeys(file.keys(), path))
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is not a whole safetensors file: {error}; fetch it again") from error
+                raise CheckpointError(
+                    f"{path} is not a whole safetensors file: {error}; fetch it again"
+                ) from error
         return stored
 
     @cached_property
@@ -173,13 +201,17 @@ class Checkpoint:
                 merged.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
             return merged
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.directory, gguf_file=self.files[0].name, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                self.directory, gguf_file=self.files[0].name, dtype=torch.float32
+            )
         except (ValueError, KeyError, OSError, NotImplementedError) as error:
             raise CheckpointError(f"{self.files[0]} cannot be read: {_first_line(error)}") from error
         return dict(model.state_dict())
 
 
-def open_checkpoint(source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Checkpoint:
+def open_checkpoint(
+    source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Checkpoint:
     """Find a checkpoint, fetching it from the hub if `source` is a hub id.
 
     Args:
@@ -197,18 +229,26 @@ def open_checkpoint(source: str, *, allow_pickle: bool = False, trust_remote_cod
         directory = _download(source)
     format_, files = _weights(directory, allow_pickle=allow_pickle)
     if format_ != "gguf" and not (directory / "config.json").is_file():
-        raise CheckpointError(f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights")
+        raise CheckpointError(
+            f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights"
+        )
     name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
     return Checkpoint(name, directory, format_, files, trust_remote_code)
 
 
 def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, ...]]:
-    for format_, pattern in (("safetensors", "*.safetensors"), ("gguf", "*.gguf"), ("pickle", "pytorch_model*.bin")):
+    for format_, pattern in (
+        ("safetensors", "*.safetensors"),
+        ("gguf", "*.gguf"),
+        ("pickle", "pytorch_model*.bin"),
+    ):
         files = tuple(sorted(directory.glob(pattern)))
         if format_ == "safetensors" and files:
             return format_, _indexed(directory, files)
         if format_ == "gguf" and len(files) > 1:
-            raise CheckpointError(f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own")
+            raise CheckpointError(
+                f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own"
+            )
         if files and format_ == "pickle" and not allow_pickle:
             raise CheckpointError(
                 f"{directory} has its weights only as a pickle ({files[0].name}), which can run any code when it is read; "
@@ -228,7 +268,9 @@ def _indexed(directory: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
-        raise CheckpointError(f"{directory} lacks {len(missing)} of {len(shards)} shards, the first is {missing[0]}; fetch it again")
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of {len(shards)} shards, the first is {missing[0]}; fetch it again"
+        )
     return tuple(directory / shard for shard in shards)
 
 
@@ -241,9 +283,13 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=_WANTED))
     except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{source} is neither a directory nor a model on the hub that you may read") from error
+        raise CheckpointError(
+            f"{source} is neither a directory nor a model on the hub that you may read"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(f"{source} is not a directory, and the hub cannot be reached: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{source} is not a directory, and the hub cannot be reached: {_first_line(error)}"
+        ) from error
 
 
 def _config_error(directory: Path, error: Exception) -> CheckpointError | UnsupportedModel:

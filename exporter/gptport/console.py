@@ -31,7 +31,13 @@ class Steps:
         """
         columns = [BarColumn(), DownloadColumn()] if total is not None else []
         spinner = SpinnerColumn(finished_text="✓")
-        with Progress(spinner, TextColumn("{task.description:<32}"), *columns, TimeElapsedColumn(), console=self._console) as progress:
+        with Progress(
+            spinner,
+            TextColumn("{task.description:<32}"),
+            *columns,
+            TimeElapsedColumn(),
+            console=self._console,
+        ) as progress:
             task = progress.add_task(name, total=total)
             yield lambda done: progress.advance(task, done)
             progress.update(task, total=total or 1, completed=total or 1)

@@ -1,4 +1,4 @@
-"""The way of a checkpoint: open, build the graph, write it, verify it, publish it. Nothing is in the repository before it is verified."""
+"""The way of a checkpoint: build the graph, write it, verify it, publish it. What was not verified is never in the repository."""
 
 from __future__ import annotations
 
@@ -48,7 +48,12 @@ class Exported:
 
 
 def export(
-    checkpoint: Checkpoint, repository: Path, name: str, precision: Precision, max_length: int | None, steps: Steps
+    checkpoint: Checkpoint,
+    repository: Path,
+    name: str,
+    precision: Precision,
+    max_length: int | None,
+    steps: Steps,
 ) -> Exported:
     """Export a checkpoint as the models `name` and `name`_step.
 
@@ -82,12 +87,18 @@ def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
     if wanted is None:
         return min(context, DEFAULT_MAX_LENGTH)
     if not 2 <= wanted <= context:
-        raise UsageError(f"--max-length {wanted} is not allowed: {checkpoint.name} takes 2 to {context} tokens")
+        raise UsageError(
+            f"--max-length {wanted} is not allowed: {checkpoint.name} takes 2 to {context} tokens"
+        )
     return wanted
 
 
 def _write_graph(model: ir.Model, folder: Path, steps: Steps) -> None:
-    sizes = [value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None]
+    sizes = [
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    ]
     with steps.step("Writing the weights", sum(sizes)) as advance:
         ir.save(
             model,
@@ -100,12 +111,18 @@ def _write_graph(model: ir.Model, folder: Path, steps: Steps) -> None:
         )
 
 
-def _manifest(model: ir.Model, checkpoint: Checkpoint, name: str, precision: Precision, max_length: int) -> Manifest:
+def _manifest(
+    model: ir.Model, checkpoint: Checkpoint, name: str, precision: Precision, max_length: int
+) -> Manifest:
     spec = checkpoint.spec
-    inputs, outputs = ([_tensor(value) for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    inputs, outputs = (
+        [_tensor(value) for value in values] for values in (model.graph.inputs, model.graph.outputs)
+    )
     pasts, presents = inputs[3:], outputs[1:]
     if len(pasts) != 2 * spec.layers:
-        raise UnsupportedModel(f"{spec.model_type} has {spec.layers} layers, but {len(pasts) // 2} with a cache")
+        raise UnsupportedModel(
+            f"{spec.model_type} has {spec.layers} layers, but {len(pasts) // 2} with a cache"
+        )
     tensors = tuple(
         CacheTensor(i // 2, ("key", "value")[i % 2], past.name, present.name)
         for i, (past, present) in enumerate(zip(pasts, presents, strict=True))

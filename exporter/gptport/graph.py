@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-import torch
 
 from . import passes, unroll, weights
 from .dialects import onnxruntime as dialect
@@ -76,4 +75,3 @@ def _name_dimensions(graph: ir.Graph) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape, value.type = None, None
-

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .errors import RepositoryError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,3 +102,59 @@ class Manifest:
     def to_json(self) -> str:
         """As it is written."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def version_folder(model: Path) -> Path:
+    """The folder of a model's latest version; a version folder is its own.
+
+    Raises:
+        RepositoryError: there is no such model.
+    """
+    if (model / FILE_NAME).is_file():
+        return model
+    if not model.is_dir():
+        raise RepositoryError(
+            f"{model} is not there; give the folder of a model, such as model_repository/smollm2"
+        )
+    numbers = [int(path.name) for path in model.iterdir() if path.is_dir() and path.name.isdecimal()]
+    if not numbers:
+        raise RepositoryError(f"{model} is not a model: it has no version folder")
+    return model / str(max(numbers))
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a version folder.
+
+    Raises:
+        RepositoryError: there is none, or it is not one that this gptport wrote.
+    """
+    path = folder / FILE_NAME
+    try:
+        document = json.loads(path.read_bytes())
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise RepositoryError(
+                f"{path} has schema {document['schema_version']}, this gptport reads {SCHEMA_VERSION}; export again"
+            )
+        return _manifest(document)
+    except OSError as error:
+        raise RepositoryError(f"{folder} was not written by gptport: it has no {FILE_NAME}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RepositoryError(f"{path} is damaged: {error}; export again") from error
+
+
+def _manifest(document: dict[str, Any]) -> Manifest:
+    cache, tokens = document["kv_cache"], document["tokens"]
+    read_fields: dict[str, Any] = {
+        "tokens": Tokens(tokens["bos"], tuple(tokens["eos"]), tokens["pad"]),
+        "inputs": _tensors(document["inputs"]),
+        "outputs": _tensors(document["outputs"]),
+        "kv_cache": KVCache(
+            **{**cache, "tensors": tuple(CacheTensor(**tensor) for tensor in cache["tensors"])}
+        ),
+        "files": {name: File(**file) for name, file in document["files"].items()},
+    }
+    return Manifest(**{**document, **read_fields})
+
+
+def _tensors(documents: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(tensor["name"], tensor["dtype"], tuple(tensor["shape"])) for tensor in documents)

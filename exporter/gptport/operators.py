@@ -5,7 +5,7 @@ arithmetic. Everything else of a model (residual additions, embeddings, soft cap
 
 | operator | inputs | outputs | attributes |
 |---|---|---|---|
-| Attention | q [B,H,S,D], k [B,K,S,D], v [B,K,S,D], past_key [B,K,L,D], past_value, seqlens_k [B] | out [B,S,H,D], present_key, present_value | scale |
+| Attention | q [B,H,S,D], k [B,K,S,D], v, past_key [B,K,L,D], past_value, seqlens_k [B] | out [B,S,H,D], present ×2 | scale |
 | Rotary | x [B,H,S,D], table [B,S,D] | x rotated | |
 | RotaryTable | position_ids [B,S] | table [B,S,D] | module: path of the module that makes the angles |
 | Linear | x [...,in], weight, bias? | [...,out] | transposed: 0 for a weight [out,in], 1 for [in,out] |
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import torch
 
 DOMAIN = "gptport"
 
@@ -30,7 +31,11 @@ Scalar = int | float | str
 
 
 def _emit(
-    name: str, inputs: Sequence[torch.Tensor | None], attributes: Mapping[str, Scalar], like: torch.Tensor, shape: Sequence[int]
+    name: str,
+    inputs: Sequence[torch.Tensor | None],
+    attributes: Mapping[str, Scalar],
+    like: torch.Tensor,
+    shape: Sequence[int],
 ) -> torch.Tensor:
     return symbolic(f"{DOMAIN}::{name}", inputs, dict(attributes), dtype=like.dtype, shape=shape, version=1)
 
@@ -68,14 +73,18 @@ def rotary_table(position_ids: torch.Tensor, like: torch.Tensor, module: str, he
     return _emit("RotaryTable", [position_ids], {"module": module}, like, (batch, sequence, head_dim))
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, transposed: bool
+) -> torch.Tensor:
     """x · weightᵀ + bias; x · weight + bias if `transposed`."""
     out_features = weight.shape[1 if transposed else 0]
     inputs = [x, weight] if bias is None else [x, weight, bias]
     return _emit("Linear", inputs, {"transposed": int(transposed)}, x, (*x.shape[:-1], out_features))
 
 
-def norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, kind: str, epsilon: float) -> torch.Tensor:
+def norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, kind: str, epsilon: float
+) -> torch.Tensor:
     """RMS norm (`rms`) or layer norm (`layer`) over the last axis."""
     inputs = [x, weight] if bias is None else [x, weight, bias]
     return _emit("Norm", inputs, {"kind": kind, "epsilon": epsilon}, x, x.shape)

@@ -28,7 +28,7 @@ def checked_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or ".." in name or name.endswith(STEP_SUFFIX):
         raise UsageError(
-            f"model name {name!r} is not allowed: letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit, "
+            f"model name {name!r} is not allowed: at most 100 letters, digits, '.', '_', '-', beginning with a letter or digit, "
             f"without '..', not ending in {STEP_SUFFIX!r}; choose one with --name"
         )
     return name
@@ -45,7 +45,9 @@ def staging(repository: Path) -> Iterator[Path]:
         raise RepositoryError(f"{repository} is a file; a model repository is a folder")
     foreign = [p.name for p in repository.iterdir() if not _may_stand_here(p)] if repository.is_dir() else []
     if foreign:
-        raise RepositoryError(f"{repository} is not a model repository: {foreign[0]} is no model; choose another folder with --repository")
+        raise RepositoryError(
+            f"{repository} is not a model repository: {foreign[0]} is no model; choose another folder with --repository"
+        )
     try:
         repository.mkdir(parents=True, exist_ok=True)
         # A name with a leading dot: Triton would take the folder for a model if it polled at this moment, but for that.
@@ -65,8 +67,8 @@ def _may_stand_here(path: Path) -> bool:
 def publish(repository: Path, staged: Path, configs: dict[str, bytes]) -> dict[str, Path]:
     """Make a staged folder the next version of one or more models that share it.
 
-    The first model owns the folder. In the others the version is a relative link to it, so that graph and weights are on disk once;
-    links to the single files would not do, since onnx and onnxruntime refuse weights that lie outside of the graph's folder.
+    The first model owns the folder. In the others the version is a relative link to it, so that graph and weights are on disk
+    once; links to single files would not do: onnx and onnxruntime refuse weights that lie outside of the graph's folder.
 
     Args:
         repository: the repository's folder.
@@ -81,7 +83,7 @@ def publish(repository: Path, staged: Path, configs: dict[str, bytes]) -> dict[s
     owner, *others = configs
     for name in configs:
         (repository / name).mkdir(exist_ok=True)
-    os.replace(staged, repository / owner / version)
+    staged.replace(repository / owner / version)
     for name in others:
         (repository / name / version).symlink_to(Path("..") / owner / version)
     for name, config in configs.items():
@@ -106,7 +108,7 @@ def _replace_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     _sync_path(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _sync(folder: Path) -> None:

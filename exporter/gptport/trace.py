@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import onnx_ir as ir
+    from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .spec import ModelSpec
@@ -50,7 +51,7 @@ class Trace:
     """A traced model.
 
     Attributes:
-        model: the graph. Inputs `input_ids`, `position_ids`, `seqlens_k` and two for each layer, outputs `logits` and two for each layer.
+        model: the graph. Inputs `input_ids`, `position_ids`, `seqlens_k`, outputs `logits`, and two of each for every layer.
         layers_path: path of the list of decoder layers, such as `model.layers`; a node's layer is read from its scope.
         layers: how many layers were traced.
         tied: parameter name → the name of the parameter whose values it shares.
@@ -83,14 +84,22 @@ class _Forward(nn.Module):
         try:
             with swap.calling(swap.Call(seqlens_k, past)) as call:
                 output = self.model(
-                    input_ids=input_ids, position_ids=position_ids, past_key_values=swap.PassThroughCache(), use_cache=True
+                    input_ids=input_ids,
+                    position_ids=position_ids,
+                    past_key_values=swap.PassThroughCache(),
+                    use_cache=True,
                 )
         finally:
             hook.remove()
         missing = [layer for layer in range(len(past)) if layer not in call.present]
         if missing:
-            raise UnsupportedModel(f"layers {missing} have no attention that goes through transformers' attention interface")
-        return (output.logits.float(), *(tensor for layer in range(len(past)) for tensor in call.present[layer]))
+            raise UnsupportedModel(
+                f"layers {missing} have no attention that goes through transformers' attention interface"
+            )
+        return (
+            output.logits.float(),
+            *(tensor for layer in range(len(past)) for tensor in call.present[layer]),
+        )
 
 
 def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.dtype) -> Trace:
@@ -103,10 +112,14 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     config.num_hidden_layers = layers
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with mode:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=swap.ATTENTION, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=swap.ATTENTION, dtype=dtype
+        ).eval()
         arguments = _example(spec, layers, dtype)
     with torch.no_grad(), swap.swapped(model, _meta_model(config)), _quiet():
-        exported = torch.export.export(_Forward(model), arguments, dynamic_shapes=_dynamic_shapes(layers), strict=False)
+        exported = torch.export.export(
+            _Forward(model), arguments, dynamic_shapes=_dynamic_shapes(layers), strict=False
+        )
         program = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False, opset_version=OPSET)
     assert program is not None
     result = Trace(program.model, _layers_path(model, layers), layers, dict(model.all_tied_weights_keys))
@@ -115,18 +128,24 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     return result
 
 
-def _no_rotary(module: str) -> tuple[np.ndarray, np.ndarray]:
+def _no_rotary(module: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     raise AssertionError(f"no rotary table is needed to normalize a trace, not even of {module}")
 
 
 def _meta_model(config: PretrainedConfig) -> PreTrainedModel:
     """The same modules without any memory, for `swap` to make single ones real and ask what they compute."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.eval()
+    return model
 
 
 def _example(spec: ModelSpec, layers: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    batch, sequence, length = 3, 5, 16  # distinct, and none is 0 or 1, which torch.export would take for constants
+    batch, sequence, length = (
+        3,
+        5,
+        16,
+    )  # distinct, and none is 0 or 1, which torch.export would take for constants
     ids = torch.zeros(batch, sequence, dtype=torch.int64)
     cache = (batch, spec.kv_heads, length, spec.head_dim)
     past = [(torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype)) for _ in range(layers)]
@@ -142,7 +161,11 @@ def _dynamic_shapes(layers: int) -> tuple[Any, ...]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter of torch prints and warns of what it does; only its errors matter here."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -154,7 +177,7 @@ def _quiet() -> Iterator[None]:
 def _layers_path(model: nn.Module, layers: int) -> str:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return path
+            return str(path)
     raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} decoder layers")
 
 
@@ -162,7 +185,11 @@ def _name_tensors(result: Trace) -> None:
     """Give inputs and outputs their public names, and initializers the names of the model's parameters."""
     graph = result.model.graph
     kinds = [f"{layer}.{kind}" for layer in range(result.layers) for kind in ("key", "value")]
-    for value, name in zip(graph.inputs, ["input_ids", "position_ids", "seqlens_k", *(f"past_key_values.{k}" for k in kinds)], strict=True):
+    for value, name in zip(
+        graph.inputs,
+        ["input_ids", "position_ids", "seqlens_k", *(f"past_key_values.{k}" for k in kinds)],
+        strict=True,
+    ):
         value.name = name
     for value, name in zip(graph.outputs, ["logits", *(f"present.{k}" for k in kinds)], strict=True):
         value.name = name
@@ -181,7 +208,9 @@ def layer_of(node: ir.Node, layers_path: str) -> int | None:
     return None
 
 
-def rotary_tables(config: PretrainedConfig, module: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+def rotary_tables(
+    config: PretrainedConfig, module: str, length: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines, each float32 [length, head_dim / 2], as the model's own rotary module makes them."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = 1

@@ -1,4 +1,4 @@
-"""config.pbtxt of the two models, through Triton's own protobuf schema, so that a wrong field fails here and not in production."""
+"""config.pbtxt of the two models, through Triton's own protobuf schema, so that a wrong field fails here."""
 
 from __future__ import annotations
 
@@ -60,9 +60,15 @@ def step_model(manifest: Manifest) -> bytes:
     """config.pbtxt of NAME_step: ids in, logits out, the KV cache as implicit state of fixed size in one buffer."""
     config = pb.ModelConfig(name=manifest.name, backend="onnxruntime", max_batch_size=1)
     config.default_model_filename = manifest.graph
-    states = {tensor.past for tensor in manifest.kv_cache.tensors} | {tensor.present for tensor in manifest.kv_cache.tensors}
-    config.input.extend(_tensor(pb.ModelInput, tensor) for tensor in manifest.inputs if tensor.name not in states)
-    config.output.extend(_tensor(pb.ModelOutput, tensor) for tensor in manifest.outputs if tensor.name not in states)
+    states = {tensor.past for tensor in manifest.kv_cache.tensors} | {
+        tensor.present for tensor in manifest.kv_cache.tensors
+    }
+    config.input.extend(
+        _tensor(pb.ModelInput, tensor) for tensor in manifest.inputs if tensor.name not in states
+    )
+    config.output.extend(
+        _tensor(pb.ModelOutput, tensor) for tensor in manifest.outputs if tensor.name not in states
+    )
     _add_states(config.sequence_batching, manifest)
     config.sequence_batching.oldest.max_candidate_sequences = _MAX_SEQUENCES
     config.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_MICROSECONDS
@@ -90,7 +96,9 @@ def _add_states(batching: pb.ModelSequenceBatching, manifest: Manifest) -> None:
             dims=dims,
             use_same_buffer_for_input_output=True,
         )
-        state.initial_state.add(name=f"zero_{tensor.past}", data_type=_TYPES[cache.dtype], dims=dims, zero_data=True)
+        state.initial_state.add(
+            name=f"zero_{tensor.past}", data_type=_TYPES[cache.dtype], dims=dims, zero_data=True
+        )
 
 
 def _finished(config: pb.ModelConfig, manifest: Manifest) -> bytes:

@@ -83,7 +83,11 @@ def _carried(first: _Layer, template: _Layer, layers_path: str) -> set[ir.Value]
         raise LayersDiffer(f"layer 0 has {len(first.nodes)} nodes, layer 1 {len(template.nodes)}")
     carried = set()
     for a, b in zip(first.nodes, template.nodes, strict=True):
-        if a.op_identifier() != b.op_identifier() or not _same_attributes(a, b) or len(a.inputs) != len(b.inputs):
+        if (
+            a.op_identifier() != b.op_identifier()
+            or not _same_attributes(a, b)
+            or len(a.inputs) != len(b.inputs)
+        ):
             raise LayersDiffer(f"{a.op_type} of layer 0 is {b.op_type} in layer 1, or has other attributes")
         for x, y in zip(a.inputs, b.inputs, strict=True):
             if y is not None and y in first.produced:
@@ -120,12 +124,24 @@ def _renamed(name: str, layers_path: str, old: int, new: int) -> str:
     return name
 
 
-def _stamp(graph: ir.Graph, template: _Layer, index: int, layers_path: str, values: dict[ir.Value, ir.Value]) -> _Layer:
+def _stamp(
+    graph: ir.Graph, template: _Layer, index: int, layers_path: str, values: dict[ir.Value, ir.Value]
+) -> _Layer:
     """Append a copy of the template as layer `index`; `values` says what stands for the values of the layer before."""
     nodes = []
     for node in template.nodes:
-        inputs = [value and (values.get(value) or _own(graph, value, index, layers_path, values)) for value in node.inputs]
-        copy = ir.Node(node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs), version=node.version)
+        inputs = [
+            value and (values.get(value) or _own(graph, value, index, layers_path, values))
+            for value in node.inputs
+        ]
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            inputs,
+            list(node.attributes.values()),
+            num_outputs=len(node.outputs),
+            version=node.version,
+        )
         copy.metadata_props.update(node.metadata_props)
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.name = _renamed(str(old.name), layers_path, 1, index)
@@ -139,7 +155,9 @@ def _stamp(graph: ir.Graph, template: _Layer, index: int, layers_path: str, valu
     return _Layer(index, nodes, {})
 
 
-def _own(graph: ir.Graph, value: ir.Value, index: int, layers_path: str, values: dict[ir.Value, ir.Value]) -> ir.Value:
+def _own(
+    graph: ir.Graph, value: ir.Value, index: int, layers_path: str, values: dict[ir.Value, ir.Value]
+) -> ir.Value:
     """What stands in layer `index` for an input that no layer produced: its own weight or cache, or what all layers share."""
     name = _renamed(str(value.name), layers_path, 1, index)
     if name == value.name or value.producer() is not None:

@@ -70,10 +70,15 @@ def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int) ->
     ids = Tokenizer.from_str(tokenizer_json.decode()).encode(_TEXT, add_special_tokens=False).ids
     ids = [i for i in ids if i < checkpoint.spec.vocab_size] or [0]
     starts = np.cumsum([0, *lengths[:-1]])
-    rows = tuple(np.resize(np.roll(np.array(ids, np.int64), -start), n) for start, n in zip(starts, lengths, strict=True))
+    rows = tuple(
+        np.resize(np.roll(np.array(ids, np.int64), -start), n)
+        for start, n in zip(starts, lengths, strict=True)
+    )
     model = checkpoint.reference()
     with torch.no_grad():
-        logits = tuple(model(torch.from_numpy(row)[None], use_cache=False).logits[0].float().numpy() for row in rows)
+        logits = tuple(
+            model(torch.from_numpy(row)[None], use_cache=False).logits[0].float().numpy() for row in rows
+        )
     return Reference(rows, logits)
 
 
@@ -87,9 +92,11 @@ def verify(folder: Path, manifest: Manifest, expected: Reference, precision: Pre
     for what, got, _ in pairs:
         if not np.isfinite(got).all():
             raise VerificationError(
-                f"the {precision.name} graph gives logits that are not numbers ({what}); its range is too small for this checkpoint"
+                f"the {precision.name} graph gives logits that are not numbers ({what}): the range is too small for this model"
             )
-    worst, difference = max(((what, float(np.abs(a - b).max())) for what, a, b in pairs), key=lambda pair: pair[1])
+    worst, difference = max(
+        ((what, float(np.abs(a - b).max())) for what, a, b in pairs), key=lambda pair: pair[1]
+    )
     largest = max(float(np.abs(b).max()) for _, _, b in pairs)
     if difference > precision.tolerance * largest:
         raise VerificationError(
@@ -108,7 +115,9 @@ class _Runs:
         options.log_severity_level = 3
         # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        self.session = onnxruntime.InferenceSession(folder / manifest.graph, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            folder / manifest.graph, options, providers=["CPUExecutionProvider"]
+        )
         self.manifest = manifest
         self.expected = expected
         self.prefill = [min(n, len(row)) for n, row in zip(_PREFILL_LENGTHS, expected.rows, strict=True)]
@@ -126,7 +135,10 @@ class _Runs:
         cache = self._cache(1)
         first = self._call(cache, [row[:middle]], [0])[0]
         second = self._call(cache, [row[middle:]], [middle])[0]
-        return [("first chunk of a prefill", first, logits[middle - 1]), ("second chunk of a prefill", second, logits[-1])]
+        return [
+            ("first chunk of a prefill", first, logits[middle - 1]),
+            ("second chunk of a prefill", second, logits[-1]),
+        ]
 
     def _batched(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
         rows, expected, lengths = self.expected.rows, self.expected.logits, self.prefill
@@ -144,14 +156,18 @@ class _Runs:
         length = max(len(row) for row in self.expected.rows)
         return [np.zeros((batch, cache.kv_heads, length, cache.head_dim), cache.dtype) for _ in cache.tensors]
 
-    def _call(self, cache: list[NDArray[np.generic]], rows: list[NDArray[np.int64]], starts: list[int]) -> NDArray[np.float32]:
+    def _call(
+        self, cache: list[NDArray[np.generic]], rows: list[NDArray[np.int64]], starts: list[int]
+    ) -> NDArray[np.float32]:
         """One run on right-padded rows, past and present in the same memory; float32 [rows, vocab]."""
         width = max(len(row) for row in rows)
         roles, binding = self.manifest.roles, self.session.io_binding()
         inputs = {
             "input_ids": np.stack([np.pad(row, (0, width - len(row))) for row in rows]),
             "position_ids": np.array(starts, np.int64)[:, None] + np.arange(width),
-            "seqlens_k": np.array([start + len(row) - 1 for start, row in zip(starts, rows, strict=True)], np.int32),
+            "seqlens_k": np.array(
+                [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)], np.int32
+            ),
         }
         for role, values in inputs.items():
             binding.bind_cpu_input(roles[role], np.ascontiguousarray(values))

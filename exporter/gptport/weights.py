@@ -1,4 +1,4 @@
-"""What an initializer of the graph is made of: tensors of the checkpoint, concatenated, transposed, cast; read when it is written."""
+"""What an initializer is made of: tensors of the checkpoint, concatenated, transposed, cast; read when it is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 _META = "gptport.weight"
 
-TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16, ir.DataType.BFLOAT16: torch.bfloat16}
+TORCH_DTYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,22 @@ def transpose(value: ir.Value) -> ir.Value:
     """A new initializer, the transpose of a matrix."""
     weight = of(value)
     assert value.shape is not None
-    return _register(value, f"{value.name}.T", replace(weight, transposed=not weight.transposed), tuple(reversed(value.shape)))
+    return _register(
+        value,
+        f"{value.name}.T",
+        replace(weight, transposed=not weight.transposed),
+        tuple(reversed(value.shape)),
+    )
 
 
 def concatenate(values: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
     """A new initializer, several concatenated along `axis`."""
-    shape = list(values[0].shape or ())
-    shape[axis] = sum(int(value.shape[axis]) for value in values if value.shape is not None)  # type: ignore[arg-type]
-    return _register(values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), shape)
+    shapes = [[int(dim) for dim in value.shape or ()] for value in values]  # type: ignore[arg-type]
+    shape = [*shapes[0]]
+    shape[axis] = sum(each[axis] for each in shapes)
+    return _register(
+        values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), shape
+    )
 
 
 def _register(like: ir.Value, name: str, weight: Weight, shape: Sequence[object]) -> ir.Value:
@@ -74,13 +86,19 @@ def attach(graph: ir.Graph, read: Read, known: Callable[[str], bool], tied: Mapp
         tied: parameter → the parameter whose values it shares, for those that the checkpoint stores once.
     """
     for value in graph.initializers.values():
-        if isinstance(value.const_value, ir.LazyTensor) or (_META not in value.meta and not is_parameter(value)):
+        if isinstance(value.const_value, ir.LazyTensor) or (
+            _META not in value.meta and not is_parameter(value)
+        ):
             continue
         weight = of(value)
-        weight = replace(weight, names=tuple(n if known(n) or n not in tied else tied[n] for n in weight.names))
+        weight = replace(
+            weight, names=tuple(n if known(n) or n not in tied else tied[n] for n in weight.names)
+        )
         assert value.dtype is not None
         assert value.shape is not None
-        value.const_value = ir.LazyTensor(_reader(weight, read, TORCH_DTYPES[value.dtype]), value.dtype, value.shape, name=value.name)
+        value.const_value = ir.LazyTensor(
+            _reader(weight, read, TORCH_DTYPES[value.dtype]), value.dtype, value.shape, name=value.name
+        )
 
 
 def is_parameter(value: ir.Value) -> bool:

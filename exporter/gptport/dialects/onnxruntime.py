@@ -9,7 +9,7 @@ import onnx_ir as ir
 from .. import weights
 from ..errors import UnsupportedModel
 from ..operators import DOMAIN
-from ..passes import constant, insert_before, is_op, replace_value
+from ..passes import constant, insert_before, replace_value
 from ..passes.cancel_views import cancel_views
 from ..passes.fuse_attention import fuse_attention
 from ..passes.fuse_bias_activation import fuse_bias_activation
@@ -34,14 +34,16 @@ def lower(graph: ir.Graph, context: Context) -> int:  # noqa: ARG001
     nodes = [node for node in graph if node.domain == DOMAIN and node.op_type != "RotaryTable"]
     for node in nodes:
         if node.op_type not in _LOWERINGS:
-            raise UnsupportedModel(f"{node.op_type} outside of attention has no operator in the {NAME} dialect")
+            raise UnsupportedModel(
+                f"{node.op_type} outside of attention has no operator in the {NAME} dialect"
+            )
         replace_value(node.outputs[0], _LOWERINGS[node.op_type](graph, node))
         graph.remove(node, safe=True)
     return len(nodes)
 
 
-def _linear(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """A matrix product; on [B, features] a Gemm, which takes the weight as the checkpoint has it, shared with a tied embedding."""
+def _linear(_: ir.Graph, node: ir.Node) -> ir.Value:
+    """A matrix product; on [B, features] a Gemm, which takes the weight as it is, shared with a tied embedding."""
     x, weight, *bias = node.inputs
     assert x is not None
     assert weight is not None
@@ -53,12 +55,16 @@ def _linear(graph: ir.Graph, node: ir.Node) -> ir.Value:
     return _insert(node, "Add", [product, *bias]) if bias else product
 
 
-def _norm(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    name = {"rms": "SimplifiedLayerNormalization", "layer": "LayerNormalization"}[node.attributes.get_string("kind")]
-    return _insert(node, name, list(node.inputs), {"epsilon": node.attributes.get_float("epsilon"), "axis": -1})
+def _norm(_: ir.Graph, node: ir.Node) -> ir.Value:
+    name = {"rms": "SimplifiedLayerNormalization", "layer": "LayerNormalization"}[
+        node.attributes.get_string("kind")
+    ]
+    return _insert(
+        node, name, list(node.inputs), {"epsilon": node.attributes.get_float("epsilon"), "axis": -1}
+    )
 
 
-def _activation(graph: ir.Graph, node: ir.Node) -> ir.Value:
+def _activation(_: ir.Graph, node: ir.Node) -> ir.Value:
     (x,) = node.inputs
     kind = node.attributes.get_string("kind")
     if kind == "relu":
@@ -73,12 +79,20 @@ def _last_position(graph: ir.Graph, node: ir.Node) -> ir.Value:
     """x[b, seqlens_k[b] − position_ids[b, 0]]: the valid tokens of this call begin at the row's first position."""
     x, position_ids, seqlens_k = node.inputs
     first = _insert(node, "Gather", [position_ids, constant(graph, [0])], {"axis": 1})
-    last = _insert(node, "Unsqueeze", [_insert(node, "Cast", [seqlens_k], {"to": ir.DataType.INT64}), constant(graph, [1])])
+    last = _insert(
+        node,
+        "Unsqueeze",
+        [_insert(node, "Cast", [seqlens_k], {"to": ir.DataType.INT64}), constant(graph, [1])],
+    )
     return _insert(node, "GatherND", [x, _insert(node, "Sub", [last, first])], {"batch_dims": 1})
 
 
 def _insert(
-    before: ir.Node, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, int | float | str] | None = None, domain: str = ""
+    before: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value | None],
+    attributes: dict[str, int | float | str] | None = None,
+    domain: str = "",
 ) -> ir.Value:
     node = ir.node(op_type, inputs, attributes, domain=domain)
     insert_before(before, [node])
@@ -92,4 +106,12 @@ _LOWERINGS: dict[str, Callable[[ir.Graph, ir.Node], ir.Value]] = {
     "LastPosition": _last_position,
 }
 
-PASSES = (cancel_views, pack_projections, fuse_attention, cancel_views, fuse_skip_norm, fuse_bias_activation, lower)
+PASSES = (
+    cancel_views,
+    pack_projections,
+    fuse_attention,
+    cancel_views,
+    fuse_skip_norm,
+    fuse_bias_activation,
+    lower,
+)

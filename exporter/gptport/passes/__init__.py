@@ -20,6 +20,8 @@ from onnx_ir.passes.common import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from ..spec import ModelSpec
 
     Pass = Callable[[ir.Graph, "Context"], int]
@@ -37,7 +39,7 @@ class Context:
 
     spec: ModelSpec
     max_length: int
-    rotary: Callable[[str], tuple[np.ndarray, np.ndarray]]
+    rotary: Callable[[str], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def run(model: ir.Model, passes: Sequence[Pass], context: Context) -> dict[str, int]:
@@ -62,6 +64,11 @@ def is_op(node: ir.Node, op_type: str, domain: str = "") -> bool:
     return node.op_type == op_type and node.domain == domain
 
 
+def producer(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes a value; None for an input, an initializer and nothing."""
+    return None if value is None else value.producer()
+
+
 def insert_before(node: ir.Node, new: Sequence[ir.Node]) -> None:
     """Insert nodes before another, as of the same module."""
     assert node.graph is not None
@@ -84,8 +91,13 @@ def constant(
 ) -> ir.Value:
     """An initializer with these values; the same name gives the same initializer."""
     array = np.asarray(values)
-    name = name or f"constant.{dtype.name.lower()}.{'x'.join(map(str, array.shape))}.{'_'.join(map(str, array.ravel()))}"
+    name = (
+        name
+        or f"constant.{dtype.name.lower()}.{'x'.join(map(str, array.shape))}.{'_'.join(map(str, array.ravel()))}"
+    )
     if name not in graph.initializers:
         tensor = ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
-        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor))
+        graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(dtype), const_value=tensor)
+        )
     return graph.initializers[name]

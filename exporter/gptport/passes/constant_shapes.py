@@ -1,6 +1,6 @@
 """A reshape says which axes it keeps and how long the others are, instead of computing it at run time.
 
-    Reshape(x [B,S,576], Concat(B, S, -1, 64))  →  Reshape(x, [0, 0, 9, 64])
+Reshape(x [B,S,576], Concat(B, S, -1, 64))  →  Reshape(x, [0, 0, 9, 64])
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..operators import DOMAIN
-from . import constant, insert_before, is_op, replace_value
+from . import constant, insert_before, is_op, producer, replace_value
 
 if TYPE_CHECKING:
     from . import Context
@@ -48,7 +48,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     assert query is not None
     assert key is not None
     assert value is not None
-    heads, kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[3]  # type: ignore[index]
+    heads, kv_heads, head_dim = (int(n) for n in (query.shape[1], key.shape[1], query.shape[3]))  # type: ignore[index, arg-type]
     (query, table), (key, key_table) = _unrotated(query), _unrotated(key)
     assert table is key_table, "query and key are rotated by the same angles"
     caches = _rotary_caches(graph, table, context) if table else (None, None)
@@ -68,7 +68,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     out = attention.outputs[0]
     like = node.outputs[0]
     assert like.shape is not None
-    out.type, out.shape = like.type, ir.Shape([*like.shape[:2], int(heads) * int(head_dim)])  # type: ignore[arg-type]
+    out.type, out.shape = like.type, ir.Shape([*like.shape[:2], heads * head_dim])
     view = ir.node("Reshape", [out, constant(graph, [0, 0, heads, head_dim])])
     insert_before(node, [attention, view])
     replace_value(like, view.outputs[0])
@@ -88,10 +88,10 @@ def _unrotated(tensor: ir.Value) -> tuple[ir.Value, ir.Value | None]:
 
 def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[ir.Value, ir.Value]:
     """Cosines and sines, each [max_length, head_dim / 2], in the graph's dtype."""
-    producer = table.producer()
-    assert producer is not None
+    maker = table.producer()
+    assert maker is not None
     assert table.dtype is not None
-    module = producer.attributes.get_string("module")
+    module = maker.attributes.get_string("module")
     cos, sin = context.rotary(module)
     return (
         constant(graph, cos, table.dtype, name=f"{module}.cos_cache"),
@@ -102,8 +102,12 @@ def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[
 def _rows(before: ir.Node, tensor: ir.Value) -> ir.Value:
     """The [B,S,H·D] tensor that a [B,H,S,D] tensor is a view of; a view of our own where there is none."""
     transpose = tensor.producer()
-    if transpose is not None and is_op(transpose, "Transpose") and tuple(transpose.attributes.get_ints("perm")) == _HEADS:
-        reshape = transpose.inputs[0] and transpose.inputs[0].producer()
+    if (
+        transpose is not None
+        and is_op(transpose, "Transpose")
+        and tuple(transpose.attributes.get_ints("perm")) == _HEADS
+    ):
+        reshape = producer(transpose.inputs[0])
         source = reshape.inputs[0] if reshape is not None and is_op(reshape, "Reshape") else None
         if source is not None and source.shape is not None and len(source.shape) == 3:
             return source

@@ -1,6 +1,6 @@
 """A GELU takes the bias of the projection before it.
 
-    Activation[gelu_tanh](Linear(x, w, b))  →  FastGelu(MatMul(x, w), b);  gelu  →  BiasGelu
+Activation[gelu_tanh](Linear(x, w, b))  →  FastGelu(MatMul(x, w), b);  gelu  →  BiasGelu
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..operators import DOMAIN
-from . import insert_before, is_op, replace_value
+from . import insert_before, is_op, producer, replace_value
 
 if TYPE_CHECKING:
     from . import Context
@@ -23,7 +23,7 @@ def fuse_bias_activation(graph: ir.Graph, context: Context) -> int:  # noqa: ARG
     changed = 0
     for node in [node for node in graph if is_op(node, "Activation", DOMAIN)]:
         operator = _FUSED.get(node.attributes.get_string("kind"))
-        linear = node.inputs[0] and node.inputs[0].producer()
+        linear = producer(node.inputs[0])
         if not operator or linear is None or not is_op(linear, "Linear", DOMAIN) or len(linear.inputs) < 3:
             continue
         if len(linear.outputs[0].uses()) == 1:

@@ -1,6 +1,6 @@
 """A residual addition and the norm behind it become one operator; a bias before the addition goes in too.
 
-    s = Add(x, Linear(y, w, b));  Norm(s)  →  Skip(Simplified)LayerNormalization(x, MatMul(y, w), gamma, beta, b) → norm, s
+s = Add(x, Linear(y, w, b));  Norm(s)  →  Skip(Simplified)LayerNormalization(x, MatMul(y, w), gamma, beta, b) → norm, s
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..operators import DOMAIN
-from . import insert_before, is_op, replace_value
+from . import insert_before, is_op, producer, replace_value
 
 if TYPE_CHECKING:
     from . import Context
@@ -20,7 +20,7 @@ def fuse_skip_norm(graph: ir.Graph, context: Context) -> int:  # noqa: ARG001
     """Fuse each norm with the addition that feeds it."""
     changed = 0
     for norm in [node for node in graph if is_op(node, "Norm", DOMAIN)]:
-        add = norm.inputs[0] and norm.inputs[0].producer()
+        add = producer(norm.inputs[0])
         if add is not None and is_op(add, "Add") and _is_residual(add):
             _fuse(graph, add, norm)
             changed += 1
@@ -40,7 +40,9 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     gamma, beta = norm.inputs[1], norm.inputs[2] if len(norm.inputs) > 2 else None
     bias = _take_bias(branch)
     name, parameters = (
-        ("SkipSimplifiedLayerNormalization", [gamma, bias]) if kind == "rms" else ("SkipLayerNormalization", [gamma, beta, bias])
+        ("SkipSimplifiedLayerNormalization", [gamma, bias])
+        if kind == "rms"
+        else ("SkipLayerNormalization", [gamma, beta, bias])
     )
     while parameters[-1] is None:
         parameters.pop()
@@ -57,8 +59,12 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
 
 def _linear_of(value: ir.Value | None) -> ir.Node | None:
     """The Linear that computes a value which nothing else uses."""
-    node = value and value.producer()
-    return node if node is not None and is_op(node, "Linear", DOMAIN) and len(node.outputs[0].uses()) == 1 else None
+    node = producer(value)
+    return (
+        node
+        if node is not None and is_op(node, "Linear", DOMAIN) and len(node.outputs[0].uses()) == 1
+        else None
+    )
 
 
 def _take_bias(branch: ir.Value | None) -> ir.Value | None:

@@ -29,7 +29,11 @@ def pack_projections(graph: ir.Graph, context: Context) -> int:  # noqa: ARG001
             assert weight is not None
             module = str(weight.name).rsplit(".", 2)[0]  # model.layers.0.self_attn of ….q_proj.weight
             groups[x, module, node.attributes.get_int("transposed"), len(node.inputs)].append(node)
-    packed = [group for group in groups.values() if len(group) > 1 and not any(n.outputs[0].is_graph_output() for n in group)]
+    packed = [
+        group
+        for group in groups.values()
+        if len(group) > 1 and not any(n.outputs[0].is_graph_output() for n in group)
+    ]
     for group in packed:
         _pack(graph, group)
     return len(packed)
@@ -40,14 +44,15 @@ def _pack(graph: ir.Graph, group: list[ir.Node]) -> None:
     names = [str(node.inputs[1].name).split(".")[-2] for node in group]  # type: ignore[union-attr]
     module = str(first.inputs[1].name).rsplit(".", 2)[0]  # type: ignore[union-attr]
     axis = first.attributes.get_int("transposed")
-    packed = [
-        weights.concatenate([node.inputs[i] for node in group], axis if i == 1 else 0, f"{module}.{'+'.join(names)}.{kind}")  # type: ignore[misc]
-        for i, kind in ((1, "weight"), (2, "bias"))
-        if len(first.inputs) > i
-    ]
+    packed = []
+    for i, kind in [(1, "weight"), (2, "bias")][: len(first.inputs) - 1]:
+        parts = [part for node in group if (part := node.inputs[i]) is not None]
+        packed.append(weights.concatenate(parts, axis if i == 1 else 0, f"{module}.{'+'.join(names)}.{kind}"))
     widths = [int(node.outputs[0].shape[-1]) for node in group]  # type: ignore[index, arg-type]
     linear = ir.node("Linear", [first.inputs[0], *packed], {"transposed": axis}, domain=DOMAIN)
-    split = ir.node("Split", [linear.outputs[0], constant(graph, widths)], {"axis": -1}, num_outputs=len(group))
+    split = ir.node(
+        "Split", [linear.outputs[0], constant(graph, widths)], {"axis": -1}, num_outputs=len(group)
+    )
     like = first.outputs[0]
     linear.outputs[0].type = like.type
     linear.outputs[0].shape = ir.Shape([*like.shape[:-1], sum(widths)])  # type: ignore[index]

@@ -1,6 +1,6 @@
 """torch's split, which is traced as a sequence of tensors, becomes a Split.
 
-    SequenceAt(SplitToSequence(x, sizes), i)  →  Split(x, sizes)[i]
+SequenceAt(SplitToSequence(x, sizes), i)  →  Split(x, sizes)[i]
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _sizes(total: int, size: int | list[int]) -> list[int]:
 
 
 def _constant(value: ir.Value | None) -> int | list[int]:
-    tensor = value and ir.convenience.get_const_tensor(value)
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
     assert tensor is not None, "torch splits by constant sizes"
     values: int | list[int] = tensor.numpy().tolist()
     return values

@@ -1,0 +1,98 @@
+"""What an export did and what an exported model is, as text for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .checkpoint import Checkpoint
+    from .export import Exported
+    from .manifest import Manifest
+
+_FUSIONS = {
+    "pack_projections": "packed projections",
+    "fuse_attention": "fused attention with in-place cache",
+    "fuse_skip_norm": "fused residual + norm",
+    "fuse_bias_activation": "fused bias + GELU",
+}
+
+
+def exported(result: Exported, checkpoint: Checkpoint) -> str:
+    """The end of `gptport export`."""
+    manifest, parity, spec = result.manifest, result.parity, checkpoint.spec
+    fusions = [
+        f"{count} × {_FUSIONS[name]}" for name, count in result.changes.items() if count and name in _FUSIONS
+    ]
+    traced = (
+        f"{result.traced_layers} of {spec.layers} layers"
+        if result.traced_layers < spec.layers
+        else "every layer"
+    )
+    longer = (
+        f"; the checkpoint takes {spec.context_length}, see --max-length"
+        if manifest.max_length < spec.context_length
+        else ""
+    )
+    text, step = result.folders
+    rows = {
+        text: f"{result.folders[text]}  (text in, text out: backend gptport)",
+        step: f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)",
+        "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
+        "length": f"{manifest.max_length} tokens, {_cache_bytes(manifest):,} bytes of KV cache each{longer}",
+        "traced": traced,
+        "fused": ", ".join(fusions),
+        "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, of logits up to {parity.max_abs_logit:.3g}",
+        "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
+    }
+    return _table(rows)
+
+
+def inspected(folder: Path, manifest: Manifest) -> str:
+    """What `gptport inspect` prints."""
+    cache, tokens = manifest.kv_cache, manifest.tokens
+    eos = ", ".join(map(str, tokens.eos)) or "none"
+    verification = manifest.verification
+    rows = {
+        "model": f"{manifest.name}, in {folder}",
+        "checkpoint": "{checkpoint} ({model_type}, {format}), sha256 {sha256:.16}…".format(**manifest.source),
+        "graph": f"{manifest.graph}, {manifest.precision}, dialect {manifest.dialect}, IR {manifest.ir_version}, "
+        + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in manifest.opsets.items()),
+        "length": f"{manifest.max_length} tokens",
+        "vocabulary": f"{manifest.vocab_size}; begins with {tokens.bos}, ends with {eos}",
+        "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}: "
+        f"{_cache_bytes(manifest):,} bytes a token",
+        "logits": f"of the {manifest.logits} position; largest difference to torch "
+        f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
+        f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
+        "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
+    }
+    caches = {name for tensor in cache.tensors for name in (tensor.past, tensor.present)}
+    for heading, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        shown = [
+            f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors if t.name not in caches
+        ]
+        rows[heading] = "; ".join([*shown, f"{2 * cache.layers} of the KV cache"])
+    rows |= {
+        f"{name}": f"{_megabytes(file.bytes)}, sha256 {file.sha256[:16]}…"
+        for name, file in manifest.files.items()
+    }
+    return _table(rows)
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, rows)) + 2
+    return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
+
+
+def _cache_bytes(manifest: Manifest) -> int:
+    """Bytes of KV cache for one token."""
+    cache = manifest.kv_cache
+    return len(cache.tensors) * cache.kv_heads * cache.head_dim * np.dtype(cache.dtype).itemsize
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size:,} bytes"
