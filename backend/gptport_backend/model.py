@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from gptport_backend import manifest as manifests
@@ -16,6 +16,7 @@ from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.errors import BackendError, LoadError, RequestError
 from gptport_backend.generation import Vocabulary
 from gptport_backend.metrics import TritonPublisher
+from gptport_backend.outbox import Outbox
 from gptport_backend.request import PARAMETERS, parse
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
@@ -43,12 +44,13 @@ class TritonPythonModel:
         runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
         vocabulary = Vocabulary.of(_tokenizer(self._version_dir), manifest.eos)
         publisher = TritonPublisher(pb_utils, args["model_name"])
+        self._outbox = Outbox()
         self._engine = Engine(manifest, runner, vocabulary, options, publisher)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the engine; the answers come from its thread."""
         for request in requests:
-            sink = TritonSink(request.get_response_sender())
+            sink = TritonSink(request.get_response_sender(), self._outbox)
             try:
                 self._take(request, sink)
             except RequestError as error:
@@ -62,6 +64,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Give what runs some time to finish, then stop."""
         self._engine.close(DRAIN_SECONDS)
+        self._outbox.close()
 
     def _take(self, request: Any, sink: TritonSink) -> None:
         file = json.loads(request.parameters() or "{}").get("file")
@@ -85,23 +88,15 @@ class TritonPythonModel:
 
 
 class TritonSink:
-    """The answer of one request on Triton's side; never raises, as nobody could do anything about it."""
+    """The answer of one request on Triton's side."""
 
-    def __init__(self, sender: Any) -> None:
+    def __init__(self, sender: Any, outbox: Outbox) -> None:
         self._sender = sender
+        self._outbox = outbox
 
     def send(self, piece: Piece) -> None:
         """Send one response, with the final flag if it has a finish reason."""
-        response = pb_utils.InferenceResponse(
-            [
-                _bytes("text_output", piece.text),
-                pb_utils.Tensor("output_ids", np.array(piece.token_ids, np.int32)),
-                _bytes("finish_reason", piece.finish_reason),
-                pb_utils.Tensor("num_input_tokens", np.array([piece.num_input_tokens], np.uint32)),
-                pb_utils.Tensor("num_output_tokens", np.array([piece.num_output_tokens], np.uint32)),
-            ]
-        )
-        self._send(response, final=bool(piece.finish_reason))
+        self._outbox.put(lambda: self._send(_response(piece), final=bool(piece.finish_reason)))
 
     def fail(self, message: str) -> None:
         """End with an error of the server."""
@@ -109,19 +104,27 @@ class TritonSink:
 
     def refuse(self, message: str, status: Any) -> None:
         """End with an error of the given status."""
-        error = pb_utils.TritonError(message, status)
-        self._send(pb_utils.InferenceResponse([], error), final=True)
+        error = pb_utils.InferenceResponse([], pb_utils.TritonError(message, status))
+        self._outbox.put(lambda: self._send(error, final=True))
 
     def is_cancelled(self) -> bool:
         """True once the client has cancelled the request or is gone."""
         return bool(self._sender.is_cancelled())
 
     def _send(self, response: Any, final: bool) -> None:
-        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        try:
-            self._sender.send(response, flags=flags)
-        except Exception:
-            log.exception("a response could not be sent")
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+
+def _response(piece: Piece) -> Any:
+    return pb_utils.InferenceResponse(
+        [
+            _bytes("text_output", piece.text),
+            pb_utils.Tensor("output_ids", np.array(piece.token_ids, np.int32)),
+            _bytes("finish_reason", piece.finish_reason),
+            pb_utils.Tensor("num_input_tokens", np.array([piece.num_input_tokens], np.uint32)),
+            pb_utils.Tensor("num_output_tokens", np.array([piece.num_output_tokens], np.uint32)),
+        ]
+    )
 
 
 def _bytes(name: str, text: str) -> Any:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+import onnxruntime
+import triton_python_backend_utils as pb_utils
 
 from gptport_backend.errors import BackendError, LoadError, RequestError
 

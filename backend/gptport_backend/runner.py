@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 from gptport_backend.errors import LoadError
 from gptport_backend.memory import CudaMemory, HostMemory, Memory
