@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Logits: TypeAlias = NDArray[np.float32]
 
+# Sorting a whole vocabulary takes milliseconds, and the token drawn is nearly always among the likeliest few.
+FIRST_LOOK = 1024
+
 
 class Sampler:
     """Draws the tokens of one request; has a random number for each."""
@@ -47,9 +50,23 @@ class Sampler:
             scaled = logits / self._temperature
         if not np.isfinite(scaled.max()):  # so small a temperature that the quotient overflows is greedy
             return int(logits.argmax())
-        kept = likeliest(scaled, self._top_k or scaled.size)
-        weights = np.exp(scaled[kept].astype(np.float64) - float(scaled[kept[0]]))
-        return int(kept[_position(np.cumsum(weights) / weights.sum(), self._top_p, u)])
+        return _choose(scaled, self._top_k or scaled.size, self._top_p, u)
+
+
+def _choose(scaled: Logits, top_k: int, top_p: float, u: float) -> int:
+    """The token at `u` among the `top_k` likeliest, cut to `top_p`."""
+    weights = np.exp(scaled.astype(np.float64) - float(scaled.max()))
+    if top_k < scaled.size:
+        kept = likeliest(scaled, top_k)
+        return int(kept[_position(np.cumsum(weights[kept]) / weights[kept].sum(), top_p, u)])
+    for count in (FIRST_LOOK, scaled.size):
+        kept = likeliest(scaled, count)
+        cumulative = np.cumsum(weights[kept]) / weights.sum()
+        if cumulative[-1] >= top_p:
+            break
+        if top_p == 1 and cumulative[-1] > u:  # all are kept, their sum is 1, and `u` falls among these
+            return int(kept[np.searchsorted(cumulative, u, side="right")])
+    return int(kept[_position(cumulative, top_p, u)])
 
 
 def likeliest(scaled: Logits, count: int) -> NDArray[np.int64]:

@@ -33,6 +33,19 @@ def test_a_draw_is_the_protocols(logits, temperature, top_k, top_p, seed):
         assert sampler.draw(logits) == expected
 
 
+@pytest.mark.parametrize("scale", [0.01, 1, 4])
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+@pytest.mark.parametrize("top_k", [0, 50, 3000])
+def test_a_large_vocabulary_is_no_exception(scale, top_p, top_k):
+    logits = (np.random.default_rng(1).normal(size=5000) * scale).astype(np.float32)
+    sampler = Sampler(SamplingParams(1, 1.0, top_k, top_p, 5))
+    random = np.random.Generator(np.random.Philox(key=5))
+    for _ in range(10):
+        assert sampler.draw(logits) == reference_token(
+            logits, 1.0, top_k, float(np.float32(top_p)), random.random()
+        )
+
+
 def test_the_first_of_equals_is_the_lower_id():
     logits = np.array([1, 3, 2, 3, 2, 3], np.float32)
     assert Sampler(SamplingParams()).draw(logits) == 1
