@@ -144,9 +144,8 @@ class Client:
         checked = check_prompt(prompt)
         params = SamplingParams(max_tokens, temperature, top_k, top_p, seed, stop)
         check_timeout(timeout)
-        start = {"server": self._server_stream, "client": self._client_stream}.get(loop)
-        if start is None:
-            raise InvalidRequest(f"loop is {loop!r}; give 'server' or 'client'")
+        _check_loop(loop)
+        start = self._server_stream if loop == "server" else self._client_stream
         return start(checked, params, Deadline(timeout), uuid.uuid4().hex)
 
     def wait_until_ready(self, timeout: float | None = 60.0, *, loop: Loop = "server") -> None:
@@ -156,6 +155,7 @@ class Client:
             ServerNotReady: it does not after `timeout` seconds; the message has the last reason.
         """
         check_timeout(timeout)
+        _check_loop(loop)
         deadline = Deadline(timeout)
         model = self.model if loop == "server" else step_model(self.model)
         last = "no answer yet"
@@ -210,6 +210,11 @@ class Client:
                 chunks.close()
 
         return Stream(chunks, cancel, request_id)
+
+
+def _check_loop(loop: str) -> None:
+    if loop not in ("server", "client"):
+        raise InvalidRequest(f"loop is {loop!r}; give 'server' or 'client'")
 
 
 def _check_url(url: str) -> None:

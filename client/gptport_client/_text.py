@@ -26,9 +26,8 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._window = list(prompt[-CONTEXT_TOKENS:])
-        self._shown = tokenizer.decode(
-            self._window
-        )  # what of the window's text was returned, or is the prompt's
+        # What of the window's text was returned, or is the prompt's.
+        self._shown = tokenizer.decode(self._window)
 
     def push(self, token: int) -> str:
         """The text that `token` completes; empty if a character is not complete yet."""

@@ -101,8 +101,8 @@ class GrpcTransport:
 
     def stream(self, request: InferRequest, timeout: float | None) -> GrpcCall:
         self._check_open()
-        # Not with the header triton_grpc_error, which would give stream errors a status: it crashes Triton
-        # 24.10 when a request is cancelled or fails (use after free of the stream's state, for all clients).
+        # Not with the header triton_grpc_error, which would give stream errors a status: with it, requests that
+        # fail or are cancelled crash Triton 24.10 (signal 11), for all its clients.
         try:
             call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout)
         except ValueError as error:
@@ -133,9 +133,8 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._closed.set()
-        for call in tuple(
-            self._sent
-        ):  # let sequences end on the server before the channel cancels their requests
+        # Closing the channel would cancel the requests that end sequences.
+        for call in tuple(self._sent):
             with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
                 call.result(timeout=SEND_TIMEOUT)
         self._channel.close()

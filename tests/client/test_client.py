@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from toy_triton import text_response
+from tritonclient.grpc import service_pb2
 
 import gptport_client
 from gptport_client import (
@@ -23,6 +25,7 @@ from gptport_client import (
     QueueFull,
     ServerError,
     ServerNotReady,
+    Usage,
 )
 
 PROMPT = "The quick brown 世界"
@@ -232,3 +235,39 @@ def test_waiting_for_a_server_that_starts_later(toy):
         threading.Timer(0.5, lambda: started.append(toy.serve(int(toy.url.split(":")[1])))).start()
         client.wait_until_ready(5)
     started[0][0].stop(0).wait()
+
+
+class ScriptedTransport:
+    """Answers every stream with the same responses; no server, no connection."""
+
+    url = "nowhere"
+
+    def __init__(self, *responses):
+        self.responses = responses
+        self.requests, self.cancelled, self.closed = [], False, False
+
+    def stream(self, request, timeout):
+        self.requests.append((request, timeout))
+        return self
+
+    def __iter__(self):
+        return iter(self.responses)
+
+    def cancel(self):
+        self.cancelled = True
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_transport_can_be_given():
+    request = service_pb2.ModelInferRequest()
+    transport = ScriptedTransport(
+        text_response(request, b"one ", (1,), "", 4, 1, final=False).infer_response,
+        text_response(request, b"two", (2, 3), "stop", 4, 3, final=True).infer_response,
+    )
+    with Client(model="toy", transport=transport) as client:
+        result = client.generate("a", timeout=5)
+    assert (result.text, result.token_ids, result.usage) == ("one two", (1, 2, 3), Usage(4, 3))
+    assert transport.closed
+    assert 4 < transport.requests[0][1] <= 5
