@@ -15,7 +15,12 @@ from gptport_backend.errors import Unavailable
 from gptport_backend.generation import Generation, Vocabulary
 from gptport_backend.kv_cache import KVCache
 from gptport_backend.metrics import Publisher, Tally
-from gptport_backend.request import GenerationRequest, check_prompt_length, check_token_ids
+from gptport_backend.request import (
+    GenerationRequest,
+    check_prompt_characters,
+    check_prompt_length,
+    check_token_ids,
+)
 from gptport_backend.sampling import sample
 from gptport_backend.scheduler import Prefill, Scheduler
 
@@ -86,6 +91,8 @@ class Engine:
 
     def _prepare(self, request: GenerationRequest, sink: Sink) -> Generation:
         if request.text is not None:
+            longest = self._vocabulary.longest_token
+            check_prompt_characters(request.text, self._manifest.max_length, longest, self._manifest.name)
             # `encode` holds the interpreter's lock, and with it the loop; a batch of one does not.
             prompt = tuple(self._vocabulary.tokenizer.encode_batch_fast([request.text])[0].ids)
         else:

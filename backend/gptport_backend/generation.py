@@ -21,12 +21,13 @@ class Vocabulary:
 
     tokenizer: Tokenizer
     unsettled: frozenset[int]
+    longest_token: int  # in characters
     eos: frozenset[int]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, eos: frozenset[int]) -> Vocabulary:
         """The vocabulary of `tokenizer`, in which the ids `eos` end a text."""
-        return cls(tokenizer, unsettled_tokens(tokenizer), eos)
+        return cls(tokenizer, unsettled_tokens(tokenizer), max(map(len, tokenizer.get_vocab())), eos)
 
 
 class Generation(Sequence):

@@ -141,6 +141,15 @@ def check_token_ids(token_ids: tuple[int, ...], vocab_size: int) -> None:
         raise RequestError(f"input_ids has the id {worst}; the vocabulary ends at {vocab_size - 1}")
 
 
+def check_prompt_characters(text: str, max_length: int, longest_token: int, model: str) -> None:
+    """RequestError if `text` cannot fit whatever its tokens are; much cheaper than to count the tokens."""
+    if len(text) > max_length * longest_token:
+        raise RequestError(
+            f"text_input has {len(text)} characters; the {max_length} tokens of {model} cannot hold more than "
+            f"{max_length * longest_token}: shorten the prompt, or export the model with a larger --max-length"
+        )
+
+
 def check_prompt_length(tokens: int, max_length: int, model: str) -> None:
     """RequestError if a prompt of `tokens` leaves no room for a new token."""
     if tokens >= max_length:

@@ -1,0 +1,143 @@
+"""The tiny GPT, served by a real engine without Triton."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny_gpt
+
+from gptport_backend import manifest as manifests
+from gptport_backend.engine import Engine, EngineOptions
+from gptport_backend.generation import Vocabulary
+from gptport_backend.metrics import NoPublisher
+from gptport_backend.request import NUMPY_TYPES, PARAMETERS, parse
+from gptport_backend.runner import Runner, RunnerOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from gptport_backend.manifest import Manifest
+    from gptport_backend.sequence import Piece
+
+
+class Answer:
+    """A sink that remembers what came."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.error = ""
+        self.cancelled = False
+        self._ended = threading.Event()
+        self._began = threading.Event()
+
+    def send(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self._began.set()
+        if piece.finish_reason:
+            self._ended.set()
+
+    def fail(self, message: str) -> None:
+        self.error = message
+        self._ended.set()
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+    def wait_for_first(self) -> None:
+        assert self._began.wait(30), "no piece came"
+
+    def wait(self) -> Answer:
+        assert self._ended.wait(30), "the request was not answered"
+        return self
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token for piece in self.pieces for token in piece.token_ids]
+
+    @property
+    def finish_reason(self) -> str:
+        return self.pieces[-1].finish_reason
+
+
+class Served:
+    """An engine with the tiny GPT; `ask` queues a request whose inputs are given as plain Python values."""
+
+    def __init__(self, version_dir: Path, options: EngineOptions) -> None:
+        self.manifest: Manifest = manifests.read(version_dir)
+        self.tokenizer = tiny_gpt.tokenizer()
+        self.runner = Runner(self.manifest, version_dir, RunnerOptions(threads=1), options.max_batch_size)
+        vocabulary = Vocabulary.of(self.tokenizer, self.manifest.eos)
+        self.engine = Engine(self.manifest, self.runner, vocabulary, options, NoPublisher())
+
+    def ask(self, **inputs: Any) -> Answer:
+        answer = Answer()
+        self.engine.submit(parse(tensors(**inputs)), answer)
+        return answer
+
+
+def tensors(**inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Input tensors as Triton would hand them over."""
+    types = {parameter.name: NUMPY_TYPES[parameter.dtype] for parameter in PARAMETERS}
+    result = {}
+    for name, value in inputs.items():
+        items = value if isinstance(value, list) else [value]
+        encoded = [item.encode() if isinstance(item, str) else item for item in items]
+        result[name] = np.array(encoded, types.get(name))
+    return result
+
+
+@pytest.fixture(scope="session")
+def version_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The version directory of the tiny GPT; not to be changed."""
+    return tiny_gpt.write(tmp_path_factory.mktemp("repository") / "tiny" / "1")
+
+
+@pytest.fixture
+def serve(version_dir: Path) -> Iterator[Callable[..., Served]]:
+    """Start an engine with the given options; it is closed at the end of the test."""
+    started: list[Served] = []
+
+    def start(**options: int) -> Served:
+        started.append(Served(version_dir, EngineOptions(**options)))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.engine.close(0)
+
+
+@pytest.fixture(scope="session")
+def continuation(version_dir: Path) -> Callable[[str, int], list[int]]:
+    """Greedy tokens the slow way: the whole text through the graph for every token, without a cache."""
+    import onnxruntime
+
+    manifest = manifests.read(version_dir)
+    session = onnxruntime.InferenceSession(str(version_dir / manifest.graph))
+    tokenizer = tiny_gpt.tokenizer()
+
+    def generate(prompt: str, count: int) -> list[int]:
+        ids = tokenizer.encode(prompt).ids
+        output: list[int] = []
+        while len(output) < count and tiny_gpt.EOS not in output:
+            length = len(ids) + len(output)
+            empty = np.zeros((1, tiny_gpt.KV_HEADS, length, tiny_gpt.HEAD_DIM), np.float32)
+            feed = {tensor.past: empty for tensor in manifest.cache.tensors}
+            feed["input_ids"] = np.array([ids + output], np.int64)
+            feed["position_ids"] = np.arange(length, dtype=np.int64)[np.newaxis]
+            feed["seqlens_k"] = np.array([length - 1], np.int32)
+            output.append(int(session.run(["logits"], feed)[0].argmax()))
+        return output
+
+    return generate

@@ -1,0 +1,223 @@
+"""The engine with the tiny GPT: right answers whatever else runs, and nobody hurts anybody."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tiny_gpt
+
+from gptport_backend.errors import RequestError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Answer, Served
+
+PROMPTS = [
+    "a",
+    "hello world, how are you",
+    "x" * 300,  # prefilled in chunks
+    "the quick brown fox" * 6,
+    "zzz",
+    "1234567",
+    "one more " * 20,
+    "the end",
+    "b",
+    "q w e r t y",
+]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+def slots_in_use(served: Served) -> int:
+    return len(served.engine._scheduler.running)
+
+
+def test_prompts_that_arrive_one_by_one_get_the_tokens_they_get_alone(
+    serve: Callable[..., Served], continuation: Callable[[str, int], list[int]]
+) -> None:
+    served = serve(max_batch_size=4, max_prefill_tokens=64)
+    answers = []
+    for prompt in PROMPTS:
+        answers.append(served.ask(text_input=prompt, max_tokens=40, stream=True))
+        time.sleep(0.002)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer.wait().error == ""
+        assert answer.token_ids == continuation(prompt, 40)
+
+
+def test_a_stream_adds_up_to_the_one_response(serve: Callable[..., Served]) -> None:
+    served = serve()
+    whole = served.ask(text_input="hello", max_tokens=30).wait()
+    stream = served.ask(text_input="hello", max_tokens=30, stream=True).wait()
+    assert len(whole.pieces) == 1 < len(stream.pieces)
+    assert (stream.text, stream.token_ids) == (whole.text, whole.token_ids)
+    assert whole.text == served.tokenizer.decode(whole.token_ids)
+    assert [piece.finish_reason for piece in stream.pieces[:-1]] == [""] * (len(stream.pieces) - 1)
+
+
+def test_counts_and_finish_reason_length(serve: Callable[..., Served]) -> None:
+    answer = serve().ask(text_input="hello", max_tokens=7).wait()
+    piece = answer.pieces[0]
+    assert (piece.num_input_tokens, piece.num_output_tokens, piece.finish_reason) == (5, 7, "length")
+
+
+def test_an_end_of_text_token_ends_the_text_and_is_not_shown(serve: Callable[..., Served]) -> None:
+    answer = serve().ask(text_input="b", max_tokens=100).wait()
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids[-1] == tiny_gpt.EOS
+    assert "<|end|>" not in answer.text
+
+
+def test_a_sequence_ends_at_the_length_of_the_model(serve: Callable[..., Served]) -> None:
+    served = serve()
+    prompt = [5] * (tiny_gpt.MAX_LENGTH - 3)
+    answer = served.ask(input_ids=prompt, max_tokens=100).wait()
+    assert answer.finish_reason == "length"
+    assert len(answer.token_ids) == 3
+
+
+def test_a_stop_word_ends_the_text_before_it(serve: Callable[..., Served]) -> None:
+    served = serve()
+    whole = served.ask(text_input="zzz", max_tokens=30).wait().text
+    stop = whole[10:13]
+    answer = served.ask(text_input="zzz", max_tokens=30, stop_words=[stop], stream=True).wait()
+    assert answer.finish_reason == "stop"
+    assert answer.text == whole[: whole.index(stop)]
+
+
+def test_the_prompt_comes_first_if_asked_for(serve: Callable[..., Served]) -> None:
+    served = serve()
+    alone = served.ask(text_input="hello", max_tokens=5).wait().text
+    for inputs in ({"text_input": "hello"}, {"input_ids": served.tokenizer.encode("hello").ids}):
+        answer = served.ask(**inputs, max_tokens=5, exclude_input_in_output=False).wait()
+        assert answer.text == "hello" + alone
+
+
+def test_the_same_seed_gives_the_same_text_whatever_else_runs(serve: Callable[..., Served]) -> None:
+    served = serve()
+    inputs: dict[str, Any] = {"text_input": "hello", "max_tokens": 20, "temperature": 1.5, "top_p": 0.9}
+    alone = served.ask(**inputs, seed=7).wait()
+    crowd = [served.ask(**inputs, seed=seed) for seed in range(10)]
+    texts = [answer.wait().text for answer in crowd]
+    assert texts[7] == alone.text
+    assert len(set(texts)) > 1
+
+
+def test_a_cancelled_request_frees_its_slot_for_the_next(serve: Callable[..., Served]) -> None:
+    served = serve(max_batch_size=1)
+    endless = served.ask(text_input="a", max_tokens=500, stream=True)
+    endless.wait_for_first()
+    waiting, never = (served.ask(text_input="hello", max_tokens=3) for _ in range(2))
+    never.cancelled = True
+    endless.cancelled = True
+    assert endless.wait().finish_reason == "cancelled"
+    assert never.wait().finish_reason == "cancelled"
+    assert waiting.wait().finish_reason == "length"
+    wait_until(lambda: slots_in_use(served) == 0)
+
+
+def test_a_long_prompt_does_not_stop_the_streams_in_flight(serve: Callable[..., Served]) -> None:
+    served = serve(max_prefill_tokens=32)
+    stream = served.ask(text_input="a", max_tokens=200, stream=True)
+    stream.wait_for_first()
+    long = served.ask(input_ids=[3] * 480, max_tokens=1)  # fifteen chunks
+    before = len(stream.token_ids)
+    long.wait()
+    assert len(stream.token_ids) - before >= 10
+    stream.wait()
+
+
+def test_a_failed_step_fails_those_in_it_and_the_next_request_is_answered(
+    serve: Callable[..., Served],
+) -> None:
+    served = serve()
+    expected = served.ask(text_input="hello", max_tokens=5).wait().token_ids
+    decode, served.runner.decode = served.runner.decode, _broken  # type: ignore[method-assign]
+    failed = [served.ask(text_input="hello", max_tokens=5) for _ in range(3)]
+    for answer in failed:
+        assert answer.wait().error == "the engine failed: out of luck"
+    served.runner.decode = decode  # type: ignore[method-assign]
+    assert served.ask(text_input="hello", max_tokens=5).wait().token_ids == expected
+    wait_until(lambda: slots_in_use(served) == 0)
+
+
+def _broken(*_: Any) -> Any:
+    raise RuntimeError("out of luck")
+
+
+def test_a_sink_that_fails_hurts_only_its_own_request(serve: Callable[..., Served]) -> None:
+    served = serve()
+    other = served.ask(text_input="hello", max_tokens=30, stream=True)
+    bad = served.ask(text_input="hello", max_tokens=30, stream=True)
+    bad.send = _broken  # type: ignore[method-assign]
+    assert bad.wait().error
+    assert other.wait().finish_reason == "length"
+
+
+def test_logits_that_are_not_numbers_are_an_error(serve: Callable[..., Served]) -> None:
+    served = serve()
+    served.runner.prefill = _nan_for(served.runner.prefill)  # type: ignore[method-assign]
+    assert "not finite" in served.ask(text_input="hello").wait().error
+
+
+def _nan_for(prefill: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        logits = prefill(*arguments)
+        logits[:] = float("nan")
+        return logits
+
+    return run
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_the_limit(serve: Callable[..., Served]) -> None:
+    with pytest.raises(RequestError, match="the prompt has 600 tokens; tiny takes at most 599"):
+        serve().ask(text_input="x" * tiny_gpt.MAX_LENGTH)
+
+
+def test_a_prompt_of_many_megabytes_is_refused_at_once(serve: Callable[..., Served]) -> None:
+    served = serve()
+    began = time.monotonic()
+    with pytest.raises(RequestError, match="text_input has 10000000 characters"):
+        served.ask(text_input="x" * 10_000_000)
+    assert time.monotonic() - began < 1
+
+
+def test_ids_outside_of_the_vocabulary_are_refused(serve: Callable[..., Served]) -> None:
+    with pytest.raises(RequestError, match="input_ids has the id 257; the vocabulary ends at 256"):
+        serve().ask(input_ids=[1, 257])
+
+
+def test_memory_is_given_back_when_idle(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptport_backend.engine.IDLE_SECONDS", 0.05)
+    served = serve()
+    served.ask(text_input="hello", max_tokens=3).wait()
+    assert served.engine._tally.cache_bytes >= 0
+    wait_until(lambda: served.engine._cache.bytes == 0)
+    assert served.ask(text_input="hello", max_tokens=3).wait().finish_reason == "length"
+
+
+def test_closing_finishes_what_runs_and_takes_no_more(serve: Callable[..., Served]) -> None:
+    served = serve()
+    answers = [served.ask(text_input="hello", max_tokens=50) for _ in range(3)]
+    served.engine.close(20)
+    assert [answer.wait().finish_reason for answer in answers] == ["length"] * 3
+    with pytest.raises(Unavailable, match="shutting down"):
+        served.ask(text_input="hello")
+
+
+def test_closing_without_patience_fails_what_runs(serve: Callable[..., Served]) -> None:
+    served = serve(max_batch_size=1)
+    answers: list[Answer] = [served.ask(text_input="a", max_tokens=500) for _ in range(3)]
+    served.engine.close(0)
+    for answer in answers:
+        assert "shutting down" in answer.wait().error
