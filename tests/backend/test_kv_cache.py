@@ -1,0 +1,87 @@
+"""Slots and length grow in buckets and keep what is in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gptport_backend.errors import LoadError
+from gptport_backend.kv_cache import KVCache
+from gptport_backend.manifest import CacheSpec, CacheTensor
+from gptport_backend.memory import HostMemory
+from gptport_backend.scheduler import Move
+
+SPEC = CacheSpec(
+    kv_heads=2, head_dim=4, dtype="float32", tensors=(CacheTensor("k", "k2"), CacheTensor("v", "v2"))
+)
+
+
+def cache() -> KVCache:
+    return KVCache(SPEC, max_slots=6, max_length=1000, memory=HostMemory())
+
+
+def test_it_begins_with_nothing_and_takes_the_smallest_bucket() -> None:
+    kv = cache()
+    assert kv.bytes == 0
+    kv.reserve(1, 10, [])
+    assert (kv.slots, kv.length, kv.bytes) == (1, 256, 2 * 2 * 256 * 4 * 4)
+
+
+def test_buckets_double_up_to_the_limits() -> None:
+    kv = cache()
+    sizes = []
+    for slots, length in [(1, 1), (2, 256), (3, 257), (5, 513), (6, 1000)]:
+        kv.reserve(slots, length, [])
+        sizes.append((kv.slots, kv.length))
+    assert sizes == [(1, 256), (2, 256), (4, 512), (6, 1000), (6, 1000)]
+
+
+def test_growing_keeps_what_was_used_and_says_that_addresses_changed() -> None:
+    kv = cache()
+    kv.reserve(2, 10, [])
+    for number, buffer in enumerate(kv.buffers, 1):
+        buffer.owner[1, :, :7] = number
+    generation = kv.generation
+    kv.reserve(3, 300, [0, 7, 0])
+    assert kv.generation > generation
+    assert [float(buffer.owner[1, :, :7].min()) for buffer in kv.buffers] == [1, 2]
+    assert all(np.isfinite(buffer.owner).all() for buffer in kv.buffers)
+
+
+def test_what_fits_already_stays_where_it_is() -> None:
+    kv = cache()
+    kv.reserve(2, 200, [])
+    generation = kv.generation
+    kv.reserve(1, 256, [])
+    assert kv.generation == generation
+
+
+def test_a_move_copies_the_used_part_of_a_row() -> None:
+    kv = cache()
+    kv.reserve(2, 10, [])
+    kv.buffers[0].owner[1] = 5
+    kv.move(Move(source=1, target=0), used=3)
+    assert kv.buffers[0].owner[0, :, :3].min() == 5
+    assert kv.buffers[0].owner[0, :, 3:].max() == 0
+
+
+def test_rows_lie_where_their_addresses_say() -> None:
+    kv = cache()
+    kv.reserve(2, 10, [])
+    buffer = kv.buffers[0]
+    assert buffer.row_address(1) == buffer.owner[1].ctypes.data
+
+
+def test_release_gives_everything_back() -> None:
+    kv = cache()
+    kv.reserve(2, 10, [])
+    kv.release()
+    assert (kv.bytes, kv.slots, kv.length) == (0, 0, 0)
+
+
+def test_a_dtype_that_numpy_lacks_is_refused() -> None:
+    spec = CacheSpec(kv_heads=1, head_dim=1, dtype="bfloat16", tensors=())
+    with pytest.raises(
+        LoadError, match="the KV cache is of dtype 'bfloat16'; the backend takes float32 and float16"
+    ):
+        KVCache(spec, 1, 1, HostMemory())

@@ -1,0 +1,82 @@
+"""Sampling is the algorithm of docs/protocol.md, however much of it is skipped for speed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptport_backend.request import SamplingParameters
+from gptport_backend.sampling import Sampler, likeliest, sample
+
+
+def by_the_book(logits: np.ndarray[Any, Any], parameters: SamplingParameters, count: int) -> list[int]:
+    """The protocol's text, word by word; `count` draws from the same logits."""
+    random = np.random.Generator(np.random.Philox(key=parameters.seed))
+    tokens = []
+    for _ in range(count):
+        if parameters.temperature == 0:
+            tokens.append(int(np.argmax(logits)))
+            continue
+        scaled = logits / np.float32(parameters.temperature)
+        order = np.argsort(-scaled, kind="stable")
+        if parameters.top_k:
+            order = order[: parameters.top_k]
+        weights = np.exp(scaled[order].astype(np.float64) - float(scaled.max()))
+        probabilities = weights / weights.sum()
+        kept, mass = 0, 0.0
+        while kept < len(order) and (kept == 0 or mass < parameters.top_p):
+            mass += probabilities[kept]
+            kept += 1
+        u = random.random() * mass
+        reached = np.cumsum(probabilities[:kept])
+        tokens.append(int(order[min(int(np.sum(reached <= u)), kept - 1)]))
+    return tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    vocabulary=st.sampled_from([1, 5, 100, 5000]),
+    spread=st.sampled_from([0.1, 3.0, 20.0]),
+    temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 5.0]),
+    top_k=st.sampled_from([0, 1, 2, 50, 2000, 10_000]),
+    top_p=st.sampled_from([0.0, 0.1, 0.9, 0.999, 1.0]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_every_draw_is_the_protocols(
+    vocabulary: int, spread: float, temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    logits = np.random.default_rng(seed % 1000).normal(0, spread, vocabulary).astype(np.float32)
+    parameters = SamplingParameters(temperature, top_k, top_p, seed)
+    sampler = Sampler(parameters)
+    drawn = [sample(logits[np.newaxis], [sampler])[0] for _ in range(20)]
+    assert drawn == by_the_book(logits, parameters, 20)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=50), st.integers(1, 60))
+def test_the_lower_id_is_first_among_equals(values: list[int], count: int) -> None:
+    scaled = np.array(values, np.float32)
+    assert likeliest(scaled, count).tolist() == np.argsort(-scaled, kind="stable")[:count].tolist()
+
+
+def test_greedy_and_sampled_rows_share_a_batch() -> None:
+    logits = np.array([[0, 9, 1], [0, 1, 9], [9, 9, 0]], np.float32)
+    greedy = SamplingParameters(0.0, 0, 1.0, 0)
+    samplers = [Sampler(greedy), Sampler(SamplingParameters(1.0, 1, 1.0, 0)), Sampler(greedy)]
+    assert sample(logits, samplers) == [1, 2, 0]
+
+
+def test_the_frequencies_are_the_probabilities() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.2], np.float32))
+    sampler = Sampler(SamplingParameters(1.0, 0, 1.0, 1))
+    counts = np.bincount([sampler.draw(logits) for _ in range(20_000)], minlength=3)
+    np.testing.assert_allclose(counts / 20_000, [0.5, 0.3, 0.2], atol=0.015)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_temperature_near_zero_is_greedy() -> None:
+    logits = np.array([1, 30, 2], np.float32)
+    assert Sampler(SamplingParameters(1e-40, 0, 1.0, 0)).draw(logits) == 1
