@@ -34,8 +34,8 @@ def server_loop(call: Call, request_id: str) -> Iterator[Chunk]:
         except ProtocolError as error:
             raise ProtocolError(str(error), request_id) from error
         if chunk is not None and chunk.finish_reason is not None:
-            yield chunk
             _drain(responses)
+            yield chunk
             return
         if chunk is not None and (chunk.text or chunk.token_ids):
             yield chunk
@@ -45,8 +45,8 @@ def server_loop(call: Call, request_id: str) -> Iterator[Chunk]:
 
 
 def _drain(responses: Iterator[InferResponse]) -> None:
-    # The answer is complete: reading the call to its end lets it end by itself instead of being cancelled,
-    # and what goes wrong now is nobody's concern.
+    # The answer is complete. Read to its end, the call ends by itself; left here, it would be cancelled while the
+    # server ends it. What goes wrong now is nobody's concern.
     with contextlib.suppress(GptportError):
         for _ in responses:
             pass

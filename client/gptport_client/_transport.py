@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc  # type: ignore[import-untyped]
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from gptport_client._wire import InferRequest, InferResponse
 
-# A sequence's last request may outlive its caller by this many seconds.
+# A request may outlive its caller by this many seconds: one that ends a sequence, or a step that took too long.
 SEND_TIMEOUT = 5.0
 
 OPTIONS = (
@@ -90,14 +91,25 @@ class GrpcTransport:
         self._channel = grpc.insecure_channel(url, options=OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._closed = threading.Event()
-        self._sent: set[Any] = set()  # calls of `send` that have not ended
+        self._running: set[Any] = set()  # calls with one response that have not ended
 
     @property
     def url(self) -> str:
         return self._url
 
     def infer(self, request: InferRequest, timeout: float | None) -> InferResponse:
-        return self._unary(self._stub.ModelInfer, request, timeout, self._origin(request))
+        self._check_open()
+        try:
+            call = self._begin(request, None if timeout is None else timeout + SEND_TIMEOUT)
+            return call.result(timeout)
+        except grpc.FutureTimeoutError as error:
+            # The call is left to its end: a step cannot be stopped halfway, and Triton 24.10 leaks requests that are
+            # cancelled while they end.
+            raise error_from_status("DEADLINE_EXCEEDED", "timeout", self._origin(request)) from error
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            raise _translate(call, self._origin(request)) from error
+        except ValueError as error:  # closed since the check
+            raise _closed_error() from error
 
     def stream(self, request: InferRequest, timeout: float | None) -> GrpcCall:
         self._check_open()
@@ -111,9 +123,13 @@ class GrpcTransport:
 
     def send(self, request: InferRequest) -> None:
         with contextlib.suppress(ValueError):  # raised by a channel that is closed
-            call = self._stub.ModelInfer.future(request, timeout=SEND_TIMEOUT)
-            self._sent.add(call)
-            call.add_done_callback(self._sent.discard)
+            self._begin(request, SEND_TIMEOUT)
+
+    def _begin(self, request: InferRequest, timeout: float | None) -> Any:
+        call = self._stub.ModelInfer.future(request, timeout=timeout)
+        self._running.add(call)
+        call.add_done_callback(self._running.discard)
+        return call
 
     def server_ready(self, timeout: float | None) -> bool:
         request = service_pb2.ServerReadyRequest()
@@ -133,10 +149,11 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._closed.set()
+        end = time.monotonic() + SEND_TIMEOUT
         # Closing the channel would cancel the requests that end sequences.
-        for call in tuple(self._sent):
+        for call in tuple(self._running):
             with contextlib.suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
-                call.result(timeout=SEND_TIMEOUT)
+                call.result(timeout=max(0.0, end - time.monotonic()))
         self._channel.close()
 
     def _unary(self, method: Any, request: Any, timeout: float | None, origin: Origin) -> Any:

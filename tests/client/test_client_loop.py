@@ -8,7 +8,7 @@ import time
 import pytest
 from toy_triton import next_logits
 
-from gptport_client import Client, InvalidRequest, ModelNotFound, ProtocolError, ServerError
+from gptport_client import Client, DeadlineExceeded, InvalidRequest, ModelNotFound, ProtocolError, ServerError
 
 PROMPT = "The quick brown 世界"
 
@@ -62,6 +62,14 @@ def test_leaving_early_ends_the_sequence_on_the_server(client, toy, leave):
     else:
         del stream
     assert until(lambda: not toy.sequences)
+
+
+def test_a_timeout_ends_the_sequence_and_cancels_no_step(client, toy):
+    toy.eos_token_ids, toy.delay = "", 0.2
+    with pytest.raises(DeadlineExceeded):
+        client.generate(PROMPT, loop="client", timeout=0.5)
+    assert until(lambda: not toy.sequences)
+    assert [step["end"] for step in toy.steps] == [False, False, False, True]
 
 
 def test_closing_the_client_waits_for_the_end_of_sequences(toy):
