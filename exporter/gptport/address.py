@@ -1,0 +1,72 @@
+"""Where a server listens."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+
+from .errors import ServerError, UsageError
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+
+    def __post_init__(self) -> None:
+        for name, port in self.ports.items():
+            if not 1 <= port <= 65535:
+                raise UsageError(f"{name} {port} is not a port; give 1 to 65535")
+        if len(set(self.ports.values())) < len(self.ports):
+            raise UsageError("--http-port, --grpc-port and --metrics-port must differ")
+
+    @classmethod
+    def free(cls, host: str = "127.0.0.1") -> Address:
+        """Three ports that nobody uses now."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+            for item in sockets:
+                item.bind((host, 0))
+            return cls(host, *(item.getsockname()[1] for item in sockets))
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """The option of each port → the port."""
+        return {
+            "--http-port": self.http_port,
+            "--grpc-port": self.grpc_port,
+            "--metrics-port": self.metrics_port,
+        }
+
+    @property
+    def http_url(self) -> str:
+        """As http://host:port."""
+        return f"http://{self.host}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """As host:port, which is how gRPC clients want it."""
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the metrics in Prometheus' format."""
+        return f"http://{self.host}:{self.metrics_port}/metrics"
+
+    def check_free(self) -> None:
+        """Raise ServerError unless all three ports can be listened on."""
+        for option, port in self.ports.items():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((self.host, port))
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    raise ServerError(
+                        f"cannot listen on {self.host} port {port}: {reason}; choose another with {option}"
+                    ) from error

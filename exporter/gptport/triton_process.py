@@ -1,0 +1,190 @@
+"""One tritonserver: started, watched, and ended without leaving anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import triton_install
+from .errors import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO
+
+    from .address import Address
+
+EXIT_SECONDS = 5  # what runs may take this long to finish after a signal
+KILL_SECONDS = 10.0
+
+# Runs in the new process: have the kernel end tritonserver when gptport dies, even by SIGKILL.
+_LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class Server:
+    """A tritonserver that runs.
+
+    Attributes:
+        address: where it listens.
+        models: the names of its models.
+        log: the file with its log; None if that goes to standard error.
+    """
+
+    def __init__(self, repository: Path, models: Sequence[str], address: Address, log: Path | None) -> None:
+        self.address = address
+        self.models = tuple(models)
+        self.log = log
+        self._installation = triton_install.find()
+        self._prefix = f"gptport_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._folder = Path(tempfile.mkdtemp(prefix="gptport-server-"))
+        try:
+            backends = triton_install.assemble(self._installation, self._folder)
+            with contextlib.ExitStack() as stack:
+                sink = stack.enter_context(log.open("wb")) if log is not None else None
+                self._process = self._launch(self._options(repository.resolve(), backends), sink)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process id of tritonserver."""
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether the process is still there."""
+        return self._process.poll() is None
+
+    def wait(self) -> int:
+        """Wait until the process ends; its exit code."""
+        return self._process.wait()
+
+    def wait_until_ready(self, timeout: float | None) -> None:
+        """Wait until every model is loaded.
+
+        Raises:
+            ServerError: a model cannot be loaded, the server has ended, or the time is over.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while (states := self._states()) is None:
+            if not self.running():
+                raise ServerError(
+                    f"tritonserver ended while it started: {self.last_error()}{self._see_log()}"
+                )
+            if end is not None and time.monotonic() > end:
+                raise ServerError(f"tritonserver is not ready after {timeout:g} s{self._see_log()}")
+            time.sleep(0.05)
+        for model in self.models:
+            state, reason = states.get(model, ("UNAVAILABLE", "tritonserver does not know it"))
+            if state != "READY":
+                raise ServerError(f"{model} cannot be loaded: {_first_line(reason)}{self._see_log()}")
+
+    def stop(self) -> None:
+        """End the server and what it started, and remove its files; may be called twice."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            self._process.wait(EXIT_SECONDS + KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the server and what it started at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for region in Path("/dev/shm").glob(f"{self._prefix}*"):
+            region.unlink(missing_ok=True)
+
+    def last_error(self) -> str:
+        """The last error in the log, for a message."""
+        if self.log is None:
+            return f"exit code {self._process.poll()}"
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith(("E", "error:")) or " option '" in line]
+        last = (errors or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
+        return last.partition("] ")[2].strip('"') or last
+
+    def _see_log(self) -> str:
+        return f"; its log is {self.log}" if self.log is not None else ""
+
+    def _options(self, repository: Path, backends: Path) -> list[str]:
+        address = self.address
+        options = {
+            "model-repository": repository,
+            "backend-directory": backends,
+            "model-control-mode": "explicit",
+            # Our own look at each model's state says more than the server's exit does.
+            "exit-on-error": "false",
+            "exit-timeout-secs": EXIT_SECONDS,
+            "http-address": address.host,
+            "grpc-address": address.host,
+            "metrics-address": address.host,
+            "http-port": address.http_port,
+            "grpc-port": address.grpc_port,
+            "metrics-port": address.metrics_port,
+        }
+        listed = [f"--{name}={value}" for name, value in options.items()]
+        listed.append("--disable-auto-complete-config")
+        listed += [f"--load-model={name}" for name in self.models]
+        for backend in ("python", "gptport", "onnxruntime"):
+            listed.append(f"--backend-config={backend},shm-region-prefix-name={self._prefix}")
+        return listed
+
+    def _launch(self, options: list[str], sink: IO[bytes] | None) -> subprocess.Popen[bytes]:
+        """Start it in a process group of its own, so that a Ctrl-C reaches it through us only, and all of it ends at once."""
+        launcher = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _LAUNCH,
+            str(os.getpid()),
+            str(self._installation.binary),
+        ]
+        return subprocess.Popen(
+            launcher + options,
+            stdin=subprocess.DEVNULL,
+            stdout=sink if sink is not None else sys.stderr.fileno(),
+            stderr=subprocess.STDOUT,
+            env=triton_install.environment(self._installation, self._folder),
+            start_new_session=True,
+        )
+
+    def _states(self) -> dict[str, tuple[str, str]] | None:
+        """Model → state and reason; None while the server does not answer."""
+        connection = http.client.HTTPConnection(self.address.host, self.address.http_port, timeout=5)
+        try:
+            connection.request("POST", "/v2/repository/index", body="{}")
+            models = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+        return {model["name"]: (model.get("state", ""), model.get("reason", "")) for model in models}
+
+
+def _first_line(reason: str) -> str:
+    """What went wrong, of a reason that may go on with a Python traceback."""
+    text = reason.split("\n\nAt:")[0].split("\n  At:")[0].strip()
+    return " ".join(text.removeprefix("Internal: ").split()) or "tritonserver gives no reason"
