@@ -267,7 +267,8 @@ def _export(options: argparse.Namespace) -> None:
         options.checkpoint, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code
     )
     name = options.name or source.name
-    exported = export.export(source, options.repository, name, chosen, options.max_length, console.Steps())
+    with console.Steps() as steps:
+        exported = export.export(source, options.repository, name, chosen, options.max_length, steps)
     _print(report.exported(exported, source))
 
 

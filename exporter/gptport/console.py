@@ -1,22 +1,59 @@
-"""What the user sees of long work: a line or a bar for each step, on standard error."""
+"""What the user sees of long work: a line for each step, with a bar where its size is known, on standard error."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+class _Size(ProgressColumn):
+    """Bytes done and to do, for a step of known size."""
+
+    def render(self, task: Task) -> Text:
+        """The column of one step."""
+        if not task.fields["bytes"]:
+            return Text("")
+        return Text(f"{decimal(int(task.completed))} of {decimal(int(task.total or 0))}")
+
+
 class Steps:
-    """Shows the steps of a job, each with the seconds it took; steps of a known size get a bar."""
+    """Shows the steps of a job, each with the time it took. Steps may run at the same time.
+
+    Use it as a context manager around the job.
+    """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        columns = (
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description:<32}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            _Size(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True, highlight=False))
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
 
     @contextlib.contextmanager
     def step(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
@@ -29,15 +66,6 @@ class Steps:
         Yields:
             a function to call with the number of bytes just done.
         """
-        columns = [BarColumn(), DownloadColumn()] if total is not None else []
-        spinner = SpinnerColumn(finished_text="✓")
-        with Progress(
-            spinner,
-            TextColumn("{task.description:<32}"),
-            *columns,
-            TimeElapsedColumn(),
-            console=self._console,
-        ) as progress:
-            task = progress.add_task(name, total=total)
-            yield lambda done: progress.advance(task, done)
-            progress.update(task, total=total or 1, completed=total or 1)
+        task = self._progress.add_task(name, total=total, bytes=total is not None)
+        yield lambda done: self._progress.advance(task, done)
+        self._progress.update(task, total=total or 1, completed=total or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -62,22 +63,25 @@ def export(
     """
     name = repositories.checked_name(name)
     length = _max_length(checkpoint, max_length)
-    with repositories.staging(repository) as staging:
+    with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
         folder = staging / "version"
         folder.mkdir()
+        source_hash = background.submit(lambda: checkpoint.sha256)
         with steps.step("Tracing the graph"):
             built = graphs.build(checkpoint, precision, length)
-        _write_graph(built.model, folder, steps)
-        tokenizer = checkpoint.tokenizer_files()
-        for file, content in tokenizer.items():
-            (folder / file).write_bytes(content)
-        manifest = _manifest(built.model, checkpoint, name, precision, length)
+            tokenizer = checkpoint.tokenizer_files()
+        # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
+        # the comparison below.
+        written = background.submit(_write, built.model, tokenizer, folder, steps)
         with steps.step("Running the checkpoint in torch"):
             expected = verify.reference(checkpoint, tokenizer["tokenizer.json"], length)
+        written.result()
+        files = background.submit(_hash_and_sync, folder)
+        manifest = _manifest(built.model, checkpoint, name, precision, length)
         with steps.step("Comparing the graph with it"):
             parity = verify.verify(folder, manifest, expected, precision)
         with steps.step("Publishing"):
-            manifest = _finish(manifest, folder, checkpoint, parity)
+            manifest = _finish(manifest, folder, checkpoint, source_hash.result(), files.result(), parity)
             folders = _publish(repository, folder, manifest)
     return Exported(folders, manifest, parity, built.changes, built.traced_layers)
 
@@ -93,7 +97,9 @@ def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
     return wanted
 
 
-def _write_graph(model: ir.Model, folder: Path, steps: Steps) -> None:
+def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: Steps) -> None:
+    for file, content in tokenizer.items():
+        (folder / file).write_bytes(content)
     sizes = [
         value.const_value.nbytes
         for value in model.graph.initializers.values()
@@ -109,6 +115,12 @@ def _write_graph(model: ir.Model, folder: Path, steps: Steps) -> None:
             max_in_flight_bytes=256 << 20,
             alignment=4096,  # so that onnxruntime can map the weights instead of reading them
         )
+
+
+def _hash_and_sync(folder: Path) -> dict[str, File]:
+    files = {path.name: File.of(path) for path in sorted(folder.iterdir())}
+    repositories.sync(folder)
+    return files
 
 
 def _manifest(
@@ -156,7 +168,14 @@ def _tensor(value: ir.Value) -> Tensor:
     return Tensor(str(value.name), value.dtype.numpy().name, shape)
 
 
-def _finish(manifest: Manifest, folder: Path, checkpoint: Checkpoint, parity: verify.Parity) -> Manifest:
+def _finish(
+    manifest: Manifest,
+    folder: Path,
+    checkpoint: Checkpoint,
+    sha256: str,
+    files: dict[str, File],
+    parity: verify.Parity,
+) -> Manifest:
     """The manifest with what is known only now, written into the folder."""
     manifest = replace(
         manifest,
@@ -164,7 +183,7 @@ def _finish(manifest: Manifest, folder: Path, checkpoint: Checkpoint, parity: ve
             "checkpoint": checkpoint.name,
             "model_type": checkpoint.spec.model_type,
             "format": checkpoint.format,
-            "sha256": checkpoint.sha256,
+            "sha256": sha256,
         },
         verification={
             "tokens": parity.tokens,
@@ -172,7 +191,7 @@ def _finish(manifest: Manifest, folder: Path, checkpoint: Checkpoint, parity: ve
             "greedy_agreement": parity.greedy_agreement,
         },
         tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
-        files={path.name: File.of(path) for path in sorted(folder.iterdir())},
+        files=files,
     )
     (folder / FILE_NAME).write_text(manifest.to_json())
     return manifest

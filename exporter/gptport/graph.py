@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .precision import Precision
 
-IR_VERSION = 10
-"""onnxruntime has read it since 1.20."""
-
 TRACED_LAYERS = 2
 
 
@@ -52,24 +49,16 @@ def build(checkpoint: Checkpoint, precision: Precision, max_length: int) -> Grap
         model = unroll.unroll(traced, spec.layers)
     context = passes.Context(spec, max_length, lambda module: rotary_tables(config, module, max_length))
     changes = passes.run(model, dialect.PASSES, context)
-    weights.attach(model.graph, checkpoint.tensor, checkpoint.__contains__, traced.tied)
-    _name_dimensions(model.graph)
-    model.ir_version = IR_VERSION
+    weights.attach(model.graph, checkpoint.tensor, checkpoint.__contains__, traced.aliases)
+    _strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()
     model.opset_imports.update(dialect.OPSETS)
     return Graph(model, traced.layers, changes)
 
 
-def _name_dimensions(graph: ir.Graph) -> None:
-    """`batch`, `sequence` and `max_length` where torch numbered its symbols; what lies inside needs no shapes any more."""
-    ids, cache = graph.inputs[0].shape, graph.inputs[3].shape
-    assert ids is not None
-    assert cache is not None
-    names = {str(ids[0]): "batch", str(ids[1]): "sequence", str(cache[2]): "max_length"}
-    for value in (*graph.inputs, *graph.outputs):
-        assert value.shape is not None
-        value.shape = ir.Shape([dim if isinstance(dim, int) else names[str(dim)] for dim in value.shape])
+def _strip(graph: ir.Graph) -> None:
+    """What lies inside of a graph needs no shapes and no scopes any more."""
     for node in graph:
         node.metadata_props.clear()
         for value in node.outputs:

@@ -79,7 +79,7 @@ def publish(repository: Path, staged: Path, configs: dict[str, bytes]) -> dict[s
         model name → its new version folder.
     """
     version = str(max((_last_version(repository / name) for name in configs), default=0) + 1)
-    _sync(staged)
+    sync(staged)
     owner, *others = configs
     for name in configs:
         (repository / name).mkdir(exist_ok=True)
@@ -111,7 +111,8 @@ def _replace_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
+    """Have the files of a folder on the disk before this returns; it costs nothing for those that are there already."""
     for path in [*folder.iterdir(), folder]:
         _sync_path(path)
 

@@ -171,7 +171,7 @@ def _rotary_embedding(path: str, real: nn.Module) -> Callable[..., Any]:
     head_dim = 2 * inverse_frequencies.shape[0]
 
     def forward(x: torch.Tensor, position_ids: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        table = operators.rotary_table(position_ids, x, path, head_dim)
+        table = operators.rotary_table(x, position_ids, path, head_dim)
         return table, table
 
     return forward

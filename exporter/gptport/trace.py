@@ -1,49 +1,39 @@
-"""Trace a model without its weights: a few layers, fake tensors, operators of domain `gptport`.
+"""Trace a model without its weights: a few layers, run dry on the meta device, its modules swapped for `gptport` operators.
 
 The result is one graph for prefill and decode whose initializers have names and shapes but no values yet; the names are
-those of the checkpoint's modules (`model.layers.0.mlp.up_proj.weight`).
+those of the model's parameters (`model.layers.0.mlp.up_proj.weight`).
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import copy
-import io
-import logging
-import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from unittest.mock import patch
 
+import onnx_ir as ir
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from transformers import AutoModelForCausalLM
 
-from . import operators, passes, swap
+from . import operators, recording, swap, weights
+from .aten import DTYPES, Translator, symbolic_shape
 from .errors import UnsupportedModel
-from .passes.cancel_views import cancel_views
-from .passes.constant_shapes import constant_shapes
-from .passes.split_sequences import split_sequences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
-    import onnx_ir as ir
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
 
     from .spec import ModelSpec
 
-OPSET = 21
-"""Of the standard operators; every onnxruntime since 1.20 has it."""
+IR_VERSION = 10
+"""onnxruntime has read it since 1.20."""
 
-_PREFIX = "model."
-
-_NORMALIZE = (split_sequences, constant_shapes, cancel_views)
-"""What torch traces by way of run-time shapes and sequences is said plainly, so that like layers look alike."""
+# Two sets of sizes; all distinct, so that a number tells which size it is.
+_BATCHES, _SEQUENCES, _LENGTHS = (3, 7), (5, 11), (17, 37)
+_SIZES = {_BATCHES: "batch", _SEQUENCES: "sequence", _LENGTHS: "max_length"}
 
 
 @dataclass(frozen=True)
@@ -54,52 +44,21 @@ class Trace:
         model: the graph. Inputs `input_ids`, `position_ids`, `seqlens_k`, outputs `logits`, and two of each for every layer.
         layers_path: path of the list of decoder layers, such as `model.layers`; a node's layer is read from its scope.
         layers: how many layers were traced.
-        tied: parameter name → the name of the parameter whose values it shares.
+        aliases: parameter → the other names that the model has for it.
     """
 
     model: ir.Model
     layers_path: str
     layers: int
-    tied: dict[str, str]
+    aliases: dict[str, tuple[str, ...]]
 
 
-class _Forward(nn.Module):
-    """The model as a function of the tensors of the graph."""
+@dataclass(frozen=True)
+class _Tensors:
+    """Inputs and outputs of one run, by the names that they have in the graph."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        seqlens_k: torch.Tensor,
-        past: list[tuple[torch.Tensor, torch.Tensor]],
-    ) -> tuple[torch.Tensor, ...]:
-        def last(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-            return operators.last_position(inputs[0], position_ids, seqlens_k)
-
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(last)
-        try:
-            with swap.calling(swap.Call(seqlens_k, past)) as call:
-                output = self.model(
-                    input_ids=input_ids,
-                    position_ids=position_ids,
-                    past_key_values=swap.PassThroughCache(),
-                    use_cache=True,
-                )
-        finally:
-            hook.remove()
-        missing = [layer for layer in range(len(past)) if layer not in call.present]
-        if missing:
-            raise UnsupportedModel(
-                f"layers {missing} have no attention that goes through transformers' attention interface"
-            )
-        return (
-            output.logits.float(),
-            *(tensor for layer in range(len(past)) for tensor in call.present[layer]),
-        )
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
 
 
 def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.dtype) -> Trace:
@@ -108,70 +67,109 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     Raises:
         UnsupportedModel: the architecture does something that the operators cannot say; the message names it.
     """
+    model = meta_model(config, layers, dtype)
+    with swap.swapped(model, meta_model(config, layers, torch.float32)):
+        first, tensors = _record(model, spec, layers, 0)
+        second, _ = _record(model, spec, layers, 1)
+    merged = recording.merged(first, second, _SIZES)
+    return Trace(_translate(merged, model, tensors), _layers_path(model, layers), layers, _aliases(model))
+
+
+def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> PreTrainedModel:
+    """The model's modules, with `layers` layers and without any memory."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
-    mode = FakeTensorMode(shape_env=ShapeEnv())
-    with mode:
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=swap.ATTENTION, dtype=dtype
-        ).eval()
-        arguments = _example(spec, layers, dtype)
-    with torch.no_grad(), swap.swapped(model, _meta_model(config)), _quiet():
-        exported = torch.export.export(
-            _Forward(model), arguments, dynamic_shapes=_dynamic_shapes(layers), strict=False
-        )
-        program = torch.onnx.export(exported, dynamo=True, optimize=False, verbose=False, opset_version=OPSET)
-    assert program is not None
-    result = Trace(program.model, _layers_path(model, layers), layers, dict(model.all_tied_weights_keys))
-    _name_tensors(result)
-    passes.run(result.model, _NORMALIZE, passes.Context(spec, 0, _no_rotary))
-    return result
-
-
-def _no_rotary(module: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    raise AssertionError(f"no rotary table is needed to normalize a trace, not even of {module}")
-
-
-def _meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The same modules without any memory, for `swap` to make single ones real and ask what they compute."""
+    config.pad_token_id = None  # models look for padding among the ids, and there are no ids
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation=swap.ATTENTION, dtype=dtype
+        )
     model.eval()
     return model
 
 
-def _example(spec: ModelSpec, layers: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    batch, sequence, length = (
-        3,
-        5,
-        16,
-    )  # distinct, and none is 0 or 1, which torch.export would take for constants
-    ids = torch.zeros(batch, sequence, dtype=torch.int64)
+def _record(
+    model: PreTrainedModel, spec: ModelSpec, layers: int, run: int
+) -> tuple[recording.Recording, _Tensors]:
+    inputs = _inputs(spec, layers, model.dtype, run)
+    ids, positions, seqlens_k, *cache = inputs.values()
+    call = swap.Call(seqlens_k, list(zip(cache[::2], cache[1::2], strict=True)))
+    recorder = recording.Recorder()
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: operators.last_position(inputs[0], positions, seqlens_k)
+    )
+    with ExitStack() as stack:
+        stack.callback(hook.remove)
+        # Models ask whether they are traced before they look at values, which these tensors do not have.
+        for question in ("is_compiling", "is_exporting"):
+            stack.enter_context(patch.object(torch.compiler, question, lambda: True))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(swap.calling(call))
+        recorded = stack.enter_context(recorder.recording_of(model))
+        output = model(
+            input_ids=ids, position_ids=positions, past_key_values=swap.PassThroughCache(), use_cache=True
+        )
+        logits = output.logits.to(torch.float32)
+    without = [layer for layer in range(layers) if layer not in call.present]
+    if without:
+        raise UnsupportedModel(
+            f"layers {without} have no attention that goes through transformers' attention interface"
+        )
+    present = {
+        f"present.{i}.{kind}": call.present[i][j]
+        for i in range(layers)
+        for j, kind in enumerate(("key", "value"))
+    }
+    return recorded, _Tensors(inputs, {"logits": logits, **present})
+
+
+def _inputs(spec: ModelSpec, layers: int, dtype: torch.dtype, run: int) -> dict[str, torch.Tensor]:
+    batch, sequence, length = _BATCHES[run], _SEQUENCES[run], _LENGTHS[run]
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
     cache = (batch, spec.kv_heads, length, spec.head_dim)
-    past = [(torch.zeros(cache, dtype=dtype), torch.zeros(cache, dtype=dtype)) for _ in range(layers)]
-    return ids, torch.zeros_like(ids), torch.zeros(batch, dtype=torch.int32), past
+    past = [f"past_key_values.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    return {
+        "input_ids": empty((batch, sequence), torch.int64),
+        "position_ids": empty((batch, sequence), torch.int64),
+        "seqlens_k": empty((batch,), torch.int32),
+        **{name: empty(cache, dtype) for name in past},
+    }
 
 
-def _dynamic_shapes(layers: int) -> tuple[Any, ...]:
-    batch, sequence, length = (torch.export.Dim(name) for name in ("batch", "sequence", "max_length"))
-    cache = {0: batch, 2: length}
-    return {0: batch, 1: sequence}, {0: batch, 1: sequence}, {0: batch}, [(cache, cache)] * layers
+def _translate(recorded: recording.Recording, model: nn.Module, tensors: _Tensors) -> ir.Model:
+    graph = ir.Graph([], [], nodes=[], opset_imports={operators.DOMAIN: 1}, name="traced")
+    values = {}
+    for name, tensor in tensors.inputs.items():
+        number = recorded.numbers[id(tensor)]
+        values[number] = ir.Value(
+            name=name, shape=symbolic_shape(recorded.shapes[number]), type=ir.TensorType(DTYPES[tensor.dtype])
+        )
+        graph.inputs.append(values[number])
+    for name, tensor in model.named_parameters():
+        if id(tensor) in recorded.numbers:
+            values[recorded.numbers[id(tensor)]] = weights.parameter(
+                graph, name, DTYPES[tensor.dtype], tuple(tensor.shape)
+            )
+    translator = Translator(graph, recorded, values)
+    for call in recorded.calls:
+        translator.translate(call)
+    for name, tensor in tensors.outputs.items():
+        output = values[recorded.numbers[id(tensor)]]
+        output.name = name
+        graph.outputs.append(output)
+    return ir.Model(graph, ir_version=IR_VERSION)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter of torch prints and warns of what it does; only its errors matter here."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
+def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Parameter → the other names of the same values: a checkpoint has a tied parameter under one of them."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+    return {first: tuple(others) for first, *others in names.values() if others}
 
 
 def _layers_path(model: nn.Module, layers: int) -> str:
@@ -181,41 +179,18 @@ def _layers_path(model: nn.Module, layers: int) -> str:
     raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} decoder layers")
 
 
-def _name_tensors(result: Trace) -> None:
-    """Give inputs and outputs their public names, and initializers the names of the model's parameters."""
-    graph = result.model.graph
-    kinds = [f"{layer}.{kind}" for layer in range(result.layers) for kind in ("key", "value")]
-    for value, name in zip(
-        graph.inputs,
-        ["input_ids", "position_ids", "seqlens_k", *(f"past_key_values.{k}" for k in kinds)],
-        strict=True,
-    ):
-        value.name = name
-    for value, name in zip(graph.outputs, ["logits", *(f"present.{k}" for k in kinds)], strict=True):
-        value.name = name
-    for name in [name for name in graph.initializers if name.startswith(_PREFIX)]:
-        value = graph.initializers[name]
-        value.name = name.removeprefix(_PREFIX)
-
-
 def layer_of(node: ir.Node, layers_path: str) -> int | None:
-    """The decoder layer that a node belongs to, from the module path it was traced under; None outside of the layers."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    prefix = f"{_PREFIX}{layers_path}."
-    for scope in ast.literal_eval(scopes) if scopes else ():
-        if scope.startswith(prefix):
-            return int(scope[len(prefix) :].split(".")[0])
-    return None
+    """The decoder layer that a node belongs to, from the module that computes it; None outside of the layers."""
+    scope, prefix = node.metadata_props.get("scope", ""), f"{layers_path}."
+    return int(scope.removeprefix(prefix).split(".")[0]) if scope.startswith(prefix) else None
 
 
 def rotary_tables(
     config: PretrainedConfig, module: str, length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines, each float32 [length, head_dim / 2], as the model's own rotary module makes them."""
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = 1
     with torch.no_grad():
-        rotary = swap.real_rotary(_meta_model(config).get_submodule(module))
+        rotary = swap.real_rotary(meta_model(config, 1, torch.float32).get_submodule(module))
         cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
     half = cos.shape[-1] // 2
     if not (torch.equal(cos[..., :half], cos[..., half:]) and torch.equal(sin[..., :half], sin[..., half:])):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from . import weights
 from .errors import UnsupportedModel
 from .trace import layer_of
 
@@ -162,11 +163,10 @@ def _own(
     name = _renamed(str(value.name), layers_path, 1, index)
     if name == value.name or value.producer() is not None:
         return value
-    own = ir.Value(name=name, type=value.type, shape=value.shape)
     if value.is_graph_input():
+        own = ir.Value(name=name, type=value.type, shape=value.shape)
         graph.inputs.append(own)
     else:
-        own.const_value = value.const_value
-        graph.register_initializer(own)
+        own = weights.renamed(value, name)
     values[value] = own
     return own

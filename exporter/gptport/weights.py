@@ -37,74 +37,51 @@ class Weight:
         return (tensor.t() if self.transposed else tensor).to(dtype).contiguous()
 
 
+def parameter(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+    """A new initializer, the parameter of that name; it gets its values from `attach`."""
+    return _register(graph, name, Weight((name,)), dtype, shape)
+
+
 def of(value: ir.Value) -> Weight:
-    """The weight behind an initializer; by itself it is the checkpoint's tensor of that name."""
-    weight = value.meta.get(_META)
-    return weight if isinstance(weight, Weight) else Weight((str(value.name),))
+    """The weight behind an initializer."""
+    weight = value.meta[_META]
+    assert isinstance(weight, Weight)
+    return weight
 
 
 def transpose(value: ir.Value) -> ir.Value:
     """A new initializer, the transpose of a matrix."""
-    weight = of(value)
-    assert value.shape is not None
-    return _register(
-        value,
-        f"{value.name}.T",
-        replace(weight, transposed=not weight.transposed),
-        tuple(reversed(value.shape)),
-    )
+    weight, shape = of(value), _shape(value)
+    return _like(value, f"{value.name}.T", replace(weight, transposed=not weight.transposed), shape[::-1])
 
 
 def concatenate(values: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
     """A new initializer, several concatenated along `axis`."""
-    shapes = [[int(dim) for dim in value.shape or ()] for value in values]  # type: ignore[arg-type]
-    shape = [*shapes[0]]
-    shape[axis] = sum(each[axis] for each in shapes)
-    return _register(
-        values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), shape
-    )
+    shape = list(_shape(values[0]))
+    shape[axis] = sum(_shape(value)[axis] for value in values)
+    return _like(values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), shape)
 
 
-def _register(like: ir.Value, name: str, weight: Weight, shape: Sequence[object]) -> ir.Value:
-    graph = like.graph
-    assert isinstance(graph, ir.Graph)
-    if name in graph.initializers:
-        return graph.initializers[name]
-    value = ir.Value(name=name, shape=ir.Shape(shape), type=like.type, const_value=like.const_value)  # type: ignore[arg-type]
-    value.meta[_META] = weight
-    graph.register_initializer(value)
-    return value
-
-
-def attach(graph: ir.Graph, read: Read, known: Callable[[str], bool], tied: Mapping[str, str]) -> None:
-    """Give every initializer that is made of checkpoint tensors its values, which are read only when they are written.
+def attach(
+    graph: ir.Graph, read: Read, known: Callable[[str], bool], aliases: Mapping[str, Sequence[str]]
+) -> None:
+    """Give every initializer that is made of parameters its values, which are read only when they are written.
 
     Args:
         graph: the graph.
         read: name of a parameter → its values.
         known: whether the checkpoint has a parameter of that name.
-        tied: parameter → the parameter whose values it shares, for those that the checkpoint stores once.
+        aliases: parameter → other names of the same values.
     """
     for value in graph.initializers.values():
-        if isinstance(value.const_value, ir.LazyTensor) or (
-            _META not in value.meta and not is_parameter(value)
-        ):
-            continue
-        weight = of(value)
-        weight = replace(
-            weight, names=tuple(n if known(n) or n not in tied else tied[n] for n in weight.names)
-        )
-        assert value.dtype is not None
-        assert value.shape is not None
-        value.const_value = ir.LazyTensor(
-            _reader(weight, read, TORCH_DTYPES[value.dtype]), value.dtype, value.shape, name=value.name
-        )
-
-
-def is_parameter(value: ir.Value) -> bool:
-    """Whether an initializer stands for a parameter of the model, as traced under fake tensors."""
-    raw = getattr(value.const_value, "raw", None)
-    return isinstance(raw, torch.Tensor)
+        if _META in value.meta:
+            weight = of(value)
+            names = tuple(
+                next((n for n in (name, *aliases.get(name, ())) if known(n)), name) for name in weight.names
+            )
+            assert value.dtype is not None
+            reader = _reader(replace(weight, names=names), read, TORCH_DTYPES[value.dtype])
+            value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(_shape(value)), name=value.name)
 
 
 def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.TensorProtocol]:
@@ -115,3 +92,33 @@ def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.T
         return ir.Tensor(values.numpy())
 
     return tensor
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    return tuple(int(dim) for dim in value.shape or ())  # type: ignore[arg-type]
+
+
+def _like(value: ir.Value, name: str, weight: Weight, shape: Sequence[int]) -> ir.Value:
+    assert isinstance(value.graph, ir.Graph)
+    assert value.dtype is not None
+    return _register(value.graph, name, weight, value.dtype, shape)
+
+
+def _register(
+    graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType, shape: Sequence[int]
+) -> ir.Value:
+    if name not in graph.initializers:
+        placeholder = ir.LazyTensor(_unattached, dtype, ir.Shape(shape), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=placeholder)
+        value.meta[_META] = weight
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def renamed(value: ir.Value, name: str) -> ir.Value:
+    """A new initializer like another, for the parameter of another name."""
+    return _like(value, name, Weight((name,)), _shape(value))
+
+
+def _unattached() -> ir.TensorProtocol:
+    raise AssertionError("a weight was read before it was attached to a checkpoint")

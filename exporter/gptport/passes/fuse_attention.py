@@ -92,11 +92,12 @@ def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[
     assert maker is not None
     assert table.dtype is not None
     module = maker.attributes.get_string("module")
-    cos, sin = context.rotary(module)
-    return (
-        constant(graph, cos, table.dtype, name=f"{module}.cos_cache"),
-        constant(graph, sin, table.dtype, name=f"{module}.sin_cache"),
-    )
+    names = [f"{module}.{which}_cache" for which in ("cos", "sin")]
+    if names[0] not in graph.initializers:
+        for name, values in zip(names, context.rotary(module), strict=True):
+            constant(graph, values, table.dtype, name=name)
+    cos, sin = (graph.initializers[name] for name in names)
+    return cos, sin
 
 
 def _rows(before: ir.Node, tensor: ir.Value) -> ir.Value:

@@ -50,11 +50,10 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     fused = ir.node(name, [skip, branch, *parameters], epsilon, domain="com.microsoft", num_outputs=4)
     for unused in fused.outputs[1:3]:
         unused.name = ""
-    insert_before(norm, [fused])
+    insert_before(add, [fused])  # not before the norm: others may use the sum earlier
     for old, new in ((norm.outputs[0], fused.outputs[0]), (add.outputs[0], fused.outputs[3])):
         replace_value(old, new)
     graph.remove([norm, add], safe=True)
-    graph.sort()
 
 
 def _linear_of(value: ir.Value | None) -> ir.Node | None:

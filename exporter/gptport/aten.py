@@ -1,0 +1,215 @@
+"""ATen operators as ONNX operators: what is left of a model between the modules that were swapped.
+
+`TRANSLATIONS` has a function for each operator that is understood. An operator that is not there stops the export with its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+
+from .errors import UnsupportedModel
+from .passes import constant
+from .recording import Argument, Call, Ref, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .recording import Recording
+
+DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
+    torch.bool: ir.DataType.BOOL,
+}
+
+
+@dataclass(frozen=True)
+class Translator:
+    """Appends the nodes of a recording to a graph.
+
+    Attributes:
+        graph: where the nodes go.
+        recording: what is translated.
+        values: tensor number → value, of everything translated so far.
+    """
+
+    graph: ir.Graph
+    recording: Recording
+    values: dict[int, ir.Value]
+
+    def translate(self, call: Call) -> None:
+        """Append the nodes of a call.
+
+        Raises:
+            UnsupportedModel: the operator has no translation.
+        """
+        domain, operator = call.operator.split("::")
+        if domain != "aten":
+            self._ours(call, domain, operator)
+        elif call.operator in TRANSLATIONS:
+            results = TRANSLATIONS[call.operator](self, call)
+            for ref, value in zip(call.results, results, strict=True):
+                self._describe(ref, value)
+        else:
+            raise UnsupportedModel(
+                f"{call.scope or 'the model'} computes {call.operator}, which gptport has no ONNX operator for"
+            )
+
+    def op(
+        self, call: Call, op_type: str, *inputs: ir.Value | None, num_outputs: int = 1, **attributes: Any
+    ) -> list[ir.Value]:
+        """Append a node of the standard domain."""
+        node = ir.node(
+            op_type, list(inputs), attributes, num_outputs=num_outputs, metadata_props={"scope": call.scope}
+        )
+        self.graph.append(node)
+        return list(node.outputs)
+
+    def value(self, argument: Argument) -> ir.Value:
+        """The value of a tensor argument."""
+        if not isinstance(argument, Ref):
+            raise UnsupportedModel(f"a tensor was expected, not {argument!r}")
+        number = argument.number
+        if number not in self.values:
+            tensor = self.recording.constants.get(number)
+            if tensor is None:
+                raise UnsupportedModel(
+                    "the model has a buffer of its own that is no parameter, which gptport cannot export yet"
+                )
+            self.values[number] = constant(
+                self.graph, tensor.numpy(), DTYPES[tensor.dtype], name=f"constant.{number}"
+            )
+        return self.values[number]
+
+    def operand(self, call: Call, argument: Argument) -> ir.Value:
+        """An operand of arithmetic, in the dtype of the result: ONNX mixes no dtypes where torch does."""
+        dtype = DTYPES[self.recording.dtypes[call.results[0].number]]
+        if isinstance(argument, int | float):
+            return constant(self.graph, argument, dtype)
+        value = self.value(argument)
+        return value if value.dtype == dtype else self.op(call, "Cast", value, to=dtype)[0]
+
+    def shape(self, ref: Ref) -> tuple[int | Size, ...]:
+        """The shape of a tensor."""
+        return self.recording.shapes[ref.number]
+
+    def _ours(self, call: Call, domain: str, operator: str) -> None:
+        node = ir.node(
+            operator,
+            [self.value(argument) for argument in call.arguments],
+            dict(call.keywords),
+            domain=domain,
+            num_outputs=len(call.results),
+            metadata_props={"scope": call.scope},
+        )
+        self.graph.append(node)
+        for ref, value in zip(call.results, node.outputs, strict=True):
+            self._describe(ref, value)
+
+    def _describe(self, ref: Ref, value: ir.Value) -> None:
+        self.values[ref.number] = value
+        if value.shape is None:
+            value.shape = symbolic_shape(self.shape(ref))
+            value.type = ir.TensorType(DTYPES[self.recording.dtypes[ref.number]])
+
+
+def symbolic_shape(shape: tuple[int | Size, ...]) -> ir.Shape:
+    """As ONNX says it, sizes by name."""
+    return ir.Shape([dim.name if isinstance(dim, Size) else dim for dim in shape])
+
+
+def _elementwise(op_type: str) -> Callable[[Translator, Call], list[ir.Value]]:
+    def translate(t: Translator, call: Call) -> list[ir.Value]:
+        if call.keywords.get("alpha", 1) != 1:
+            raise UnsupportedModel(
+                f"{call.scope} computes {call.operator} with alpha = {call.keywords['alpha']}"
+            )
+        return t.op(call, op_type, *(t.operand(call, argument) for argument in call.arguments))
+
+    return translate
+
+
+def _same(t: Translator, call: Call) -> list[ir.Value]:
+    return [t.value(call.arguments[0])]
+
+
+def _cast(t: Translator, call: Call) -> list[ir.Value]:
+    return [t.operand(call, call.arguments[0])]
+
+
+def _reshape(t: Translator, call: Call) -> list[ir.Value]:
+    """To constant lengths, `0` for an axis that stays as it is and `-1` for the one that cannot be told beforehand."""
+    x, before, after = t.value(call.arguments[0]), t.shape(call.arguments[0]), t.shape(call.results[0])
+    if before == after:
+        return [x]
+    kept = [axis < len(before) and before[axis] == dim for axis, dim in enumerate(after)]
+    lengths = [
+        dim if isinstance(dim, int) else 0 if same else -1 for dim, same in zip(after, kept, strict=True)
+    ]
+    if lengths.count(-1) > 1:
+        raise UnsupportedModel(f"{call.scope} reshapes {before} to {after}")
+    return t.op(call, "Reshape", x, constant(t.graph, lengths))
+
+
+def _transpose(t: Translator, call: Call) -> list[ir.Value]:
+    x, first, second = call.arguments
+    order = list(range(len(t.shape(x))))
+    order[first], order[second] = order[second], order[first]
+    return t.op(call, "Transpose", t.value(x), perm=order)
+
+
+def _slice(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis, start, end, step = (*call.arguments, None, None, None, None)[:5]
+    if t.shape(x) == t.shape(call.results[0]) and step in (None, 1):
+        return [t.value(x)]
+    if isinstance(start, Size) or isinstance(end, Size):
+        raise UnsupportedModel(f"{call.scope} takes a slice that depends on the length of the input")
+    bounds = [
+        constant(t.graph, [each])
+        for each in (start or 0, 2**63 - 1 if end is None else end, axis or 0, step or 1)
+    ]
+    return t.op(call, "Slice", t.value(x), *bounds)
+
+
+def _split(t: Translator, call: Call) -> list[ir.Value]:
+    axis = call.keywords.get("dim", call.arguments[2] if len(call.arguments) > 2 else 0)
+    lengths = [t.shape(ref)[axis] for ref in call.results]
+    return t.op(
+        call,
+        "Split",
+        t.value(call.arguments[0]),
+        constant(t.graph, lengths),
+        axis=axis,
+        num_outputs=len(lengths),
+    )
+
+
+def _embedding(t: Translator, call: Call) -> list[ir.Value]:
+    weight, ids = (t.value(argument) for argument in call.arguments[:2])
+    return t.op(call, "Gather", weight, ids, axis=0)
+
+
+TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
+    "aten::_to_copy": _cast,
+    "aten::_unsafe_view": _reshape,
+    "aten::add.Tensor": _elementwise("Add"),
+    "aten::alias": _same,
+    "aten::clone": _same,
+    "aten::detach": _same,
+    "aten::div.Tensor": _elementwise("Div"),
+    "aten::embedding": _embedding,
+    "aten::mul.Tensor": _elementwise("Mul"),
+    "aten::slice.Tensor": _slice,
+    "aten::split.Tensor": _split,
+    "aten::sub.Tensor": _elementwise("Sub"),
+    "aten::tanh": _elementwise("Tanh"),
+    "aten::transpose.int": _transpose,
+    "aten::view": _reshape,
+}
