@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 10.0  # without work, until the memory of the cache is given back
+STOP_SECONDS = (
+    2.0  # for the step that runs while the engine is closed; a sink may also hang if the server is dead
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Engine:
         with self._wake:
             self._deadline = time.monotonic() + drain_seconds
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(drain_seconds + STOP_SECONDS)
 
     def _prepare(self, request: GenerationRequest, sink: Sink) -> Generation:
         if request.text is not None:

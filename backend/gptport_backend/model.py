@@ -16,13 +16,17 @@ from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.errors import BackendError, LoadError, RequestError
 from gptport_backend.generation import Vocabulary
 from gptport_backend.metrics import TritonPublisher
+from gptport_backend.orphan import end_with_parent
 from gptport_backend.outbox import Outbox
 from gptport_backend.request import PARAMETERS, parse
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 
 SHARED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-DRAIN_SECONDS = 20.0
+# Triton unloads a model when its requests are answered, so that nothing is left to wait for, unless the server has
+# crashed: then nobody reads the answers anymore, and sending one may never return.
+DRAIN_SECONDS = 0.0
+SEND_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; whatever is raised becomes Triton's status of the model."""
+        end_with_parent()
         config = json.loads(args["model_config"])
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
@@ -62,9 +67,9 @@ class TritonPythonModel:
                 sink.fail(f"the request could not be taken: {error}")
 
     def finalize(self) -> None:
-        """Give what runs some time to finish, then stop."""
+        """Stop the engine; what still runs fails."""
         self._engine.close(DRAIN_SECONDS)
-        self._outbox.close()
+        self._outbox.close(SEND_SECONDS)
 
     def _take(self, request: Any, sink: TritonSink) -> None:
         file = json.loads(request.parameters() or "{}").get("file")

@@ -17,6 +17,7 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 
 from gptport_backend.errors import BackendError, LoadError, RequestError
+from gptport_backend.orphan import end_with_parent
 
 # Triton ends an idle sequence without telling the backend. It goes first, and the memory a little later.
 IDLE_MARGIN = 1.1
@@ -56,6 +57,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the graph; whatever is raised becomes Triton's status of the model."""
+        end_with_parent()
         config = json.loads(args["model_config"])
         if args["model_instance_kind"] == "GPU":
             raise LoadError(

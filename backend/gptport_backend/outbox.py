@@ -25,10 +25,10 @@ class Outbox:
         """Run `job` when all before it are done; returns at once."""
         self._jobs.put(job)
 
-    def close(self) -> None:
-        """Wait until all jobs are done."""
+    def close(self, seconds: float) -> None:
+        """Wait until all jobs are done, `seconds` at most."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
