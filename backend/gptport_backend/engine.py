@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ from gptport_backend.sampling import sample
 from gptport_backend.scheduler import Prefill, Scheduler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from numpy.typing import NDArray
@@ -140,9 +142,7 @@ class Engine:
 
     def _drop_cancelled(self) -> None:
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            if generation.sink.is_cancelled():
-                generation.finish("cancelled")
-                self._leave(generation)
+            self._advance(generation, generation.check_cancelled)
 
     def _prefill(self, prefill: Prefill[Generation]) -> None:
         end = prefill.start + prefill.count
@@ -173,14 +173,18 @@ class Engine:
                 self._fail([generation], "the model computed logits that are not finite numbers")
                 continue
             self._tally.output_tokens += 1
-            try:
-                generation.accept(token)
-            except Exception as error:  # of this text alone: the others in the batch go on
-                log.exception("a token could not be passed on")
-                self._fail([generation], f"the engine failed: {error}")
-                continue
-            if generation.finish_reason:
-                self._leave(generation)
+            self._advance(generation, partial(generation.accept, token))
+
+    def _advance(self, generation: Generation, step: Callable[[], None]) -> None:
+        """Do something for one generation alone; if it fails, the others go on."""
+        try:
+            step()
+        except Exception as error:
+            log.exception("a request failed")
+            self._fail([generation], f"the engine failed: {error}")
+            return
+        if generation.finish_reason:
+            self._leave(generation)
 
     def _leave(self, generation: Generation) -> None:
         """Free the row of a generation that has ended."""

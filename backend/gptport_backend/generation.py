@@ -69,6 +69,11 @@ class Generation(Sequence):
         elif self._stream and self._text:
             self._send()
 
+    def check_cancelled(self) -> None:
+        """End the sequence if nobody waits for it anymore."""
+        if self.sink.is_cancelled():
+            self.finish("cancelled")
+
     def finish(self, reason: FinishReason) -> None:
         """End the sequence and send the last piece, with all text still held back."""
         self._text += self._stop.push(self._detokenizer.flush())

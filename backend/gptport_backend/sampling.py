@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 TokenArray: TypeAlias = NDArray[np.int64]
 
-# Sorting a whole vocabulary costs milliseconds. The token drawn is nearly always among the likeliest few, so
-# these are sorted first, and all of them only where that cannot decide.
-FIRST_LOOK = 1024
+# Sorting a whole vocabulary costs milliseconds. The token drawn is nearly always among those whose scaled logit is
+# near the largest one: these are sorted first, and more only where they do not decide.
+MARGINS = (6.0, 12.0, float("inf"))
 
 
 class Sampler:
@@ -39,7 +39,8 @@ class Sampler:
             scaled = logits / np.float32(self._parameters.temperature)
         if not np.isfinite(scaled.max()):  # a temperature so small that the quotient overflows is greedy
             return int(logits.argmax())
-        return _draw(scaled, self._parameters.top_k or scaled.size, self._parameters.top_p, u)
+        top_k = min(self._parameters.top_k or scaled.size, scaled.size)
+        return _draw(scaled, top_k, self._parameters.top_p, u)
 
 
 def sample(logits: FloatArray, samplers: Sequence[Sampler]) -> list[int]:
@@ -52,33 +53,34 @@ def sample(logits: FloatArray, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _draw(scaled: NDArray[np.float32], top_k: int, top_p: float, u: float) -> int:
-    weights = np.exp(scaled.astype(np.float64) - float(scaled.max()))
-    if top_k < scaled.size:
-        order = likeliest(scaled, top_k)
-        return int(order[_choose(np.cumsum(weights[order]) / weights[order].sum(), top_p, u)])
-    total = weights.sum()
-    order = likeliest(scaled, FIRST_LOOK)
-    cumulative = np.cumsum(weights[order]) / total
-    if cumulative[-1] >= top_p:
-        return int(order[_choose(cumulative, top_p, u)])
-    if top_p == 1 and cumulative[-1] > u:
-        return int(order[np.searchsorted(cumulative, u, side="right")])
-    order = likeliest(scaled, scaled.size)
-    return int(order[_choose(np.cumsum(weights[order]) / total, top_p, u)])
+    top = float(scaled.max())
+    total = float(_weights(scaled, top).sum())
+    for margin in MARGINS:
+        order = likeliest(scaled, top - margin)[:top_k]
+        weights = _weights(scaled[order], top)
+        if order.size == top_k:
+            return int(order[_choose(np.cumsum(weights) / weights.sum(), top_p, u)])
+        cumulative = np.cumsum(weights) / total
+        if top_k == scaled.size and top_p == 1 and cumulative[-1] > u:  # all are kept, and their sum is 1
+            return int(order[np.searchsorted(cumulative, u, side="right")])
+        if top_k == scaled.size and top_p < 1 and cumulative[-1] >= top_p:
+            return int(order[_choose(cumulative, top_p, u)])
+    raise AssertionError("the last margin takes all tokens")
+
+
+def likeliest(scaled: NDArray[np.float32], threshold: float) -> TokenArray:
+    """The ids of the values from `threshold` up, largest first, the lower id first among equals."""
+    candidates = np.flatnonzero(scaled >= np.float32(threshold))
+    return candidates[np.argsort(-scaled[candidates], kind="stable")]
+
+
+def _weights(scaled: NDArray[np.float32], top: float) -> NDArray[np.float64]:
+    """Softmax in float64, not yet divided by its sum."""
+    weights: NDArray[np.float64] = np.exp(scaled.astype(np.float64) - top)
+    return weights
 
 
 def _choose(cumulative: NDArray[np.float64], top_p: float, u: float) -> int:
     """Index of the token at `u`, of those up to the first where `cumulative` reaches `top_p`."""
     last = min(int(np.searchsorted(cumulative, top_p)), cumulative.size - 1)
     return min(int(np.searchsorted(cumulative, u * cumulative[last], side="right")), last)
-
-
-def likeliest(scaled: NDArray[np.float32], count: int) -> TokenArray:
-    """The ids of the `count` largest values, largest first, the lower id first among equals."""
-    if count >= scaled.size:
-        return np.argsort(-scaled, kind="stable")
-    threshold = np.partition(scaled, scaled.size - count)[scaled.size - count]
-    candidates = np.flatnonzero(
-        scaled >= threshold
-    )  # ascending ids; more than `count` if the last ones are equal
-    return candidates[np.argsort(-scaled[candidates], kind="stable")][:count]

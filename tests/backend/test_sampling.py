@@ -56,10 +56,12 @@ def test_every_draw_is_the_protocols(
     assert drawn == by_the_book(logits, parameters, 20)
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=50), st.integers(1, 60))
-def test_the_lower_id_is_first_among_equals(values: list[int], count: int) -> None:
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=50), st.integers(0, 5))
+def test_the_lower_id_is_first_among_equals(values: list[int], threshold: int) -> None:
     scaled = np.array(values, np.float32)
-    assert likeliest(scaled, count).tolist() == np.argsort(-scaled, kind="stable")[:count].tolist()
+    everything = np.argsort(-scaled, kind="stable")
+    assert likeliest(scaled, float("-inf")).tolist() == everything.tolist()
+    assert likeliest(scaled, threshold).tolist() == everything[: np.sum(scaled >= threshold)].tolist()
 
 
 def test_greedy_and_sampled_rows_share_a_batch() -> None:
