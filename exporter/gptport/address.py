@@ -46,27 +46,38 @@ class Address:
     @property
     def http_url(self) -> str:
         """As http://host:port."""
-        return f"http://{self.host}:{self.http_port}"
+        return f"http://{self._shown}:{self.http_port}"
 
     @property
     def grpc_url(self) -> str:
         """As host:port, which is how gRPC clients want it."""
-        return f"{self.host}:{self.grpc_port}"
+        return f"{self._shown}:{self.grpc_port}"
 
     @property
     def metrics_url(self) -> str:
         """Of the metrics in Prometheus' format."""
-        return f"http://{self.host}:{self.metrics_port}/metrics"
+        return f"http://{self._shown}:{self.metrics_port}/metrics"
+
+    @property
+    def _shown(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     def check_free(self) -> None:
         """Raise ServerError unless all three ports can be listened on."""
         for option, port in self.ports.items():
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.host, port))
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise ServerError(
-                        f"cannot listen on {self.host} port {port}: {reason}; choose another with {option}"
-                    ) from error
+            try:
+                _listen(self.host, port)
+            except OSError as error:
+                wrong = "--host" if isinstance(error, socket.gaierror) else option
+                raise ServerError(
+                    f"cannot listen on {self.host} port {port}: {error.strerror}; choose another with {wrong}"
+                ) from error
+
+
+def _listen(host: str, port: int) -> None:
+    """Listen for a moment; whoever listened here a moment ago does not count, as it does not for tritonserver."""
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(where)
+        probe.listen()

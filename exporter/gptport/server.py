@@ -58,8 +58,8 @@ def serve(
         ):
             say(f"Serving {', '.join(server.models)}. Ctrl-C stops.")
             say(f"HTTP {address.http_url}   gRPC {address.grpc_url}   metrics {address.metrics_url}")
-            code = server.wait()
-            raise ServerError(f"tritonserver has ended by itself: {server.last_error()} (exit code {code})")
+            server.wait()
+            raise ServerError(f"tritonserver has ended by itself: {server.how_it_ended()}{server.see_log()}")
     except _Ended:
         say("Stopped.")
     return 0

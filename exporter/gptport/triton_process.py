@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 EXIT_SECONDS = 5  # what runs may take this long to finish after a signal
 KILL_SECONDS = 10.0
+
+_ERROR = re.compile(r"E\d{4} |error: |.*: (unrecognized )?option '")
 
 # Runs in the new process: have the kernel end tritonserver when gptport dies, even by SIGKILL.
 _LAUNCH = """
@@ -86,15 +89,15 @@ class Server:
         while (states := self._states()) is None:
             if not self.running():
                 raise ServerError(
-                    f"tritonserver ended while it started: {self.last_error()}{self._see_log()}"
+                    f"tritonserver ended while it started: {self.how_it_ended()}{self.see_log()}"
                 )
             if end is not None and time.monotonic() > end:
-                raise ServerError(f"tritonserver is not ready after {timeout:g} s{self._see_log()}")
+                raise ServerError(f"tritonserver is not ready after {timeout:g} s{self.see_log()}")
             time.sleep(0.05)
         for model in self.models:
             state, reason = states.get(model, ("UNAVAILABLE", "tritonserver does not know it"))
             if state != "READY":
-                raise ServerError(f"{model} cannot be loaded: {_first_line(reason)}{self._see_log()}")
+                raise ServerError(f"{model} cannot be loaded: {_first_line(reason)}{self.see_log()}")
 
     def stop(self) -> None:
         """End the server and what it started, and remove its files; may be called twice."""
@@ -116,14 +119,13 @@ class Server:
         for region in Path("/dev/shm").glob(f"{self._prefix}*"):
             region.unlink(missing_ok=True)
 
-    def last_error(self) -> str:
-        """The last error in the log, for a message."""
-        if self.log is None:
-            return f"exit code {self._process.poll()}"
-        lines = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in lines if line.startswith(("E", "error:")) or " option '" in line]
-        last = (errors or [line for line in lines if line.strip()] or ["it said nothing"])[-1]
-        return last.partition("] ")[2].strip('"') or last
+    def how_it_ended(self) -> str:
+        """The last error in the log and the exit code, for a message."""
+        code = self._process.poll() or 0
+        ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+        lines = self.log.read_text(errors="replace").splitlines() if self.log is not None else []
+        errors = [line for line in lines if _ERROR.match(line)]
+        return f"{errors[-1].partition('] ')[2] or errors[-1]} ({ending})" if errors else ending
 
     def _see_log(self) -> str:
         return f"; its log is {self.log}" if self.log is not None else ""
