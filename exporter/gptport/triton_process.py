@@ -127,7 +127,8 @@ class Server:
         errors = [line for line in lines if _ERROR.match(line)]
         return f"{errors[-1].partition('] ')[2] or errors[-1]} ({ending})" if errors else ending
 
-    def _see_log(self) -> str:
+    def see_log(self) -> str:
+        """Where the log is, as the end of a message."""
         return f"; its log is {self.log}" if self.log is not None else ""
 
     def _options(self, repository: Path, backends: Path) -> list[str]:

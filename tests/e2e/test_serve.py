@@ -1,0 +1,247 @@
+"""`gptport serve`: a model of a few lines, so that each start takes a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gptport.address import Address
+from gptport.errors import ServerError
+from gptport.server import running
+
+ECHO = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        {initialize}
+
+    def execute(self, requests):
+        time.sleep({seconds})
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("y", pb_utils.get_input_tensor_by_name(r, "x").as_numpy())])
+            for r in requests
+        ]
+"""
+CONFIG = """
+backend: "python"
+input {{ name: "x" data_type: TYPE_INT32 dims: [1] }}
+output {{ name: "y" data_type: TYPE_INT32 dims: [1] }}
+instance_group {{ kind: KIND_CPU count: 1 }}
+"""
+
+
+def add_model(repository: Path, name: str, initialize: str = "pass", seconds: float = 0) -> None:
+    version = repository / name / "1"
+    version.mkdir(parents=True)
+    (version / "manifest.json").write_text("{}")
+    (version / "model.py").write_text(ECHO.format(initialize=initialize, seconds=seconds))
+    (repository / name / "config.pbtxt").write_text(CONFIG.format())
+
+
+@pytest.fixture
+def repository(tmp_path):
+    folder = tmp_path / "repository"
+    add_model(folder, "echo")
+    return folder
+
+
+class Command:
+    """`gptport serve` in a process of its own, with a temporary folder of its own."""
+
+    def __init__(self, folder: Path, repository: Path, *options: str) -> None:
+        self.address = Address.free()
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        ports = [f"{option}={port}" for option, port in self.address.ports.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gptport.cli", "serve", str(repository), *ports, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+        )
+
+    def wait_until_ready(self) -> list[psutil.Process]:
+        """The processes that it started."""
+        line = self.process.stderr.readline()
+        assert line.startswith("Serving"), line + self.process.stderr.read()
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and what it said."""
+        _, said = self.process.communicate(timeout=30)
+        return self.process.returncode, said
+
+    def leftovers(self) -> list[str]:
+        regions = [
+            p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(f"gptport_{self.process.pid}_")
+        ]
+        return regions + [p.name for p in self.temporary.iterdir()]
+
+
+@pytest.fixture
+def command(tmp_path):
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Command(tmp_path, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.process.kill()
+        item.process.communicate()
+
+
+def ask(http_url: str, value: int, model: str = "echo") -> int:
+    tensor = {"name": "x", "datatype": "INT32", "shape": [1], "data": [value]}
+    request = urllib.request.Request(
+        f"{http_url}/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode()
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)["outputs"][0]["data"][0]
+
+
+def ask_in_vain(http_url: str) -> None:
+    with pytest.raises(OSError, match=""):
+        ask(http_url, 5)
+
+
+def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
+    """Whether all have ended; one that only waits for its parent to notice has."""
+    end = time.monotonic() + seconds
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_it_and_nothing_is_left(command, repository, number):
+    server = command(repository)
+    processes = server.wait_until_ready()
+    assert ask(server.address.http_url, 7) == 7
+    server.process.send_signal(number)
+    code, said = server.end()
+    assert (code, said.splitlines()[-1]) == (0, "Stopped.")
+    assert gone(processes, seconds=0)
+    assert server.leftovers() == []
+
+
+def test_what_runs_may_finish(command, tmp_path):
+    add_model(tmp_path / "slow", "echo", seconds=2)
+    server = command(tmp_path / "slow")
+    server.wait_until_ready()
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(ask(server.address.http_url, 5)))
+    asking.start()
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGINT)
+    assert server.end()[0] == 0
+    asking.join()
+    assert answers == [5]
+
+
+def test_a_second_signal_does_not_wait(command, tmp_path):
+    add_model(tmp_path / "slow", "echo", seconds=60)
+    server = command(tmp_path / "slow")
+    processes = server.wait_until_ready()
+    asking = threading.Thread(target=ask_in_vain, args=[server.address.http_url])
+    asking.start()
+    time.sleep(0.5)
+    began = time.monotonic()
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGINT)
+    assert server.end()[0] == 0
+    assert time.monotonic() - began < 4
+    asking.join()
+    assert gone(processes, seconds=0)
+    assert server.leftovers() == []
+
+
+def test_the_server_ends_when_the_command_is_killed(command, repository):
+    server = command(repository)
+    processes = server.wait_until_ready()
+    server.process.kill()
+    server.end()
+    assert gone(processes)
+    assert not [name for name in server.leftovers() if name.startswith("gptport_")]
+
+
+def test_a_server_that_dies_is_an_error(command, repository):
+    server = command(repository)
+    processes = server.wait_until_ready()
+    processes[0].kill()
+    code, said = server.end()
+    assert code == 1
+    assert re.search(r"gptport: tritonserver has ended by itself: .*signal 9.*its log is ", said)
+    assert gone(processes)
+    assert [name for name in server.leftovers() if not name.endswith(".log")] == []
+
+
+def test_a_model_that_cannot_be_loaded_is_named_with_its_reason(command, repository):
+    add_model(repository, "broken", initialize="raise ValueError('no weights')")
+    server = command(repository)
+    code, said = server.end()
+    assert code == 1
+    assert re.fullmatch(r"gptport: broken cannot be loaded: .*no weights; its log is \S+\.log\n", said)
+    assert [name for name in server.leftovers() if not name.endswith(".log")] == []
+
+
+def test_a_config_that_triton_does_not_understand_is_named(command, repository):
+    (repository / "echo" / "config.pbtxt").write_text("no such field: 1")
+    code, said = command(repository).end()
+    assert code == 1
+    assert re.fullmatch(r"gptport: echo cannot be loaded: .*; its log is \S+\.log\n", said)
+
+
+def test_a_broken_model_does_not_matter_if_another_is_asked_for(command, repository):
+    add_model(repository, "broken", initialize="raise ValueError('no weights')")
+    server = command(repository, "--model=echo")
+    server.wait_until_ready()
+    assert ask(server.address.http_url, 3) == 3
+    with pytest.raises(urllib.error.HTTPError):
+        ask(server.address.http_url, 3, "broken")
+
+
+def test_a_port_in_use_is_one_clear_line(command, repository):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        server = command(repository, f"--grpc-port={port}")
+        code, said = server.end()
+    assert code == 1
+    assert (
+        said
+        == f"gptport: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --grpc-port\n"
+    )
+    assert server.leftovers() == []
+
+
+def test_two_servers_stand_beside_each_other(repository):
+    with running(repository) as one, running(repository) as other:
+        assert ask(one.address.http_url, 1) == ask(other.address.http_url, 1)
+
+
+def test_a_model_that_takes_too_long_to_load(tmp_path):
+    add_model(tmp_path / "slow", "echo", initialize="time.sleep(60)")
+    with pytest.raises(ServerError, match=r"not ready after 1 s"), running(tmp_path / "slow", timeout=1):
+        pass
