@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class _Size(ProgressColumn):
-    """Bytes done and to do, for a step of known size."""
+    """Bytes done, for a step of known size."""
 
     def render(self, task: Task) -> Text:
         """The column of one step."""
         if not task.fields["bytes"]:
             return Text("")
-        return Text(f"{decimal(int(task.completed))} of {decimal(int(task.total or 0))}")
+        return Text(decimal(int(task.completed)))
 
 
 class Steps:
