@@ -154,6 +154,9 @@ def _integers(config: dict[str, Any], *names: str) -> dict[str, int]:
 def _tokenizer(version_dir: Path) -> Tokenizer:
     path = version_dir / "tokenizer.json"
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise LoadError(f"{path} cannot be read as a tokenizer: {error}; export the model again") from error
+    tokenizer.no_truncation()  # some files still have what training set; a prompt is taken whole or refused
+    tokenizer.no_padding()
+    return tokenizer
