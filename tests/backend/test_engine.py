@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -221,3 +222,24 @@ def test_closing_without_patience_fails_what_runs(serve: Callable[..., Served]) 
     served.engine.close(0)
     for answer in answers:
         assert "shutting down" in answer.wait().error
+
+
+def test_random_load_gets_right_answers_and_leaves_nothing_behind(
+    serve: Callable[..., Served], continuation: Callable[[str, int], list[int]]
+) -> None:
+    served = serve(max_batch_size=5, max_prefill_tokens=48)
+    random = Random(3)
+    asked = []
+    for _ in range(60):
+        prompt, count = random.choice(PROMPTS) + str(random.randrange(3)), random.randrange(1, 25)
+        asked.append((prompt, count, served.ask(text_input=prompt, max_tokens=count, stream=True)))
+        if random.random() < 0.3:
+            random.choice(asked)[2].cancelled = True
+        time.sleep(random.random() * 0.004)
+    for prompt, count, answer in asked:
+        assert answer.wait().error == ""
+        expected = continuation(prompt, count)
+        assert answer.token_ids == expected[: len(answer.token_ids)]
+        assert answer.finish_reason == "cancelled" or answer.token_ids == expected
+    wait_until(lambda: not served.engine._scheduler.busy)
+    assert sum(served.engine._tally.finished.values()) == 60

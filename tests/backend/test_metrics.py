@@ -1,0 +1,51 @@
+"""What the engine counts reaches Triton as counters that only grow, and gauges."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from gptport_backend.metrics import Tally, TritonPublisher
+
+SHOWN: dict[tuple[str, str], float] = {}
+
+
+class Family:
+    """Triton's MetricFamily, as the python backend offers it."""
+
+    COUNTER, GAUGE = "counter", "gauge"
+
+    def __init__(self, name: str, description: str, kind: str) -> None:
+        assert description
+        self.name, self.kind = name, kind
+
+    def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
+        key = (self.name, labels.get("finish_reason", ""))
+        SHOWN[key] = 0
+
+        def increment(value: float) -> None:
+            assert self.kind == "counter"
+            assert value > 0
+            SHOWN[key] += value
+
+        def set_(value: float) -> None:
+            assert self.kind == "gauge"
+            SHOWN[key] = value
+
+        return SimpleNamespace(increment=increment, set=set_)
+
+
+def test_counts_are_published_as_differences_and_at_rest_always() -> None:
+    publisher = TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny")
+    tally = Tally(input_tokens=10, output_tokens=4, running=2)
+    publisher.publish(tally)
+    tally.output_tokens = 9
+    publisher.publish(tally)  # too soon after the first
+    assert SHOWN["gptport_output_tokens_total", ""] == 4
+    tally.running = 0
+    tally.finished["length"] += 2
+    publisher.publish(tally)
+    assert SHOWN["gptport_input_tokens_total", ""] == 10
+    assert SHOWN["gptport_output_tokens_total", ""] == 9
+    assert SHOWN["gptport_requests_total", "length"] == 2
+    assert SHOWN["gptport_running", ""] == 0
