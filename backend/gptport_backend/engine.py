@@ -209,4 +209,7 @@ class Engine:
         self._tally.running = len(self._scheduler.running)
         self._tally.waiting = len(self._scheduler.waiting)
         self._tally.cache_bytes = self._cache.bytes
-        self._publisher.publish(self._tally)
+        try:
+            self._publisher.publish(self._tally)
+        except Exception:  # no reason to stop generating
+            log.exception("the metrics could not be published")

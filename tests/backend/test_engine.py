@@ -163,6 +163,13 @@ def test_a_sink_that_fails_hurts_only_its_own_request(serve: Callable[..., Serve
     assert other.wait().finish_reason == "length"
 
 
+def test_metrics_that_cannot_be_published_stop_nothing(serve: Callable[..., Served]) -> None:
+    served = serve()
+    served.engine._publisher.publish = _broken  # type: ignore[method-assign]
+    for _ in range(2):
+        assert served.ask(text_input="hello", max_tokens=3).wait().finish_reason == "length"
+
+
 def test_logits_that_are_not_numbers_are_an_error(serve: Callable[..., Served]) -> None:
     served = serve()
     served.runner.prefill = _nan_for(served.runner.prefill)  # type: ignore[method-assign]
