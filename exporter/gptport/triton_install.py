@@ -6,11 +6,11 @@ import importlib.util
 import os
 import shutil
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import libpython
 from .errors import ServerError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 CONTAINER_BACKENDS = Path("/opt/tritonserver/backends")
 
 _STUB = "triton_python_backend_stub"
-_LIBPYTHON = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
 
 
 @dataclass(frozen=True)
@@ -100,33 +99,18 @@ def _add_python_backend(installation: Installation, stub: Path, folder: Path) ->
     python = folder / "backends" / "python"
     shutil.copytree(installation.backends / "python", python, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(stub, python)
+    library = libpython.find()
+    if library is None:  # Triton would wait, without an end, for a process that cannot start
+        raise ServerError(libpython.ADVICE)
     # A folder with nothing but libpython: the interpreter's own may hold a libstdc++ that is too old for Triton.
     libraries = folder / "lib"
     libraries.mkdir()
-    (libraries / _LIBPYTHON).symlink_to(_libpython())
+    (libraries / libpython.NAME).symlink_to(library)
 
 
 def _add_model(folder: Path, model: Path) -> None:
     folder.mkdir()
     (folder / "model.py").symlink_to(model)
-
-
-def _libpython() -> Path:
-    """This interpreter's shared library. Without it Triton waits for a Python process that cannot start.
-
-    Raises:
-        ServerError: there is none.
-    """
-    libdir, multiarch = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("MULTIARCH") or ""
-    folders = [Path(sys.prefix, "lib"), Path(sys.base_prefix, "lib"), Path(libdir), Path(libdir) / multiarch]
-    folders += [Path("/usr/lib") / multiarch, Path("/usr/lib64")]
-    for folder in folders:
-        if (folder / _LIBPYTHON).is_file():
-            return folder / _LIBPYTHON
-    package = _LIBPYTHON.removesuffix(".so.1.0")
-    raise ServerError(
-        f"tritonserver needs {_LIBPYTHON}, which is not here; on Debian and Ubuntu: apt install {package}"
-    )
 
 
 def environment(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptport import triton_install
+from gptport import libpython, triton_install
 from gptport.address import Address
 from gptport.errors import RepositoryError, ServerError, UsageError
 from gptport.server import models_of
@@ -137,8 +137,8 @@ def test_the_stand_in_takes_the_place_of_a_missing_onnxruntime_backend(tmp_path)
 
 
 def test_a_missing_libpython_is_an_error_and_not_a_hang(monkeypatch, tmp_path):
-    monkeypatch.setattr(triton_install, "_LIBPYTHON", "libpython9.99.so.1.0")
-    with pytest.raises(ServerError, match=r"libpython9\.99\.so\.1\.0.*apt install libpython9\.99"):
+    monkeypatch.setattr(libpython, "NAME", "libpython9.99.so.1.0")
+    with pytest.raises(ServerError, match=r"tritonserver needs libpython.*sudo apt install libpython"):
         triton_install.assemble(triton_install.find(), tmp_path)
 
 

@@ -1,0 +1,74 @@
+# `make` lists the targets. Everything is installed into .venv; nothing else on the machine changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# A plain torch brings gigabytes of CUDA. Without a GPU it comes from here, if this can be reached.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# Used only when .venv is made.
+SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+    $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: help setup demo check format-check lint types unit test e2e format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## install everything into .venv
+
+demo: $(STAMP) ## fetch a model, export it, serve it, generate text, stop the server
+	@$(BIN)/python -m gptport.demo
+
+check: format-check lint types unit ## format, lint, types and unit tests
+
+format-check: $(STAMP)
+	@$(BIN)/ruff format --quiet --check . || { echo "make format puts it right"; exit 1; }
+
+lint: $(STAMP)
+	@$(BIN)/ruff check --quiet .
+
+types: $(STAMP)
+	@$(BIN)/mypy --no-error-summary
+
+unit: $(STAMP)
+	@$(BIN)/pytest -q -m "not e2e"
+
+test: check e2e ## check, and the tests that run the real tritonserver
+
+e2e: check
+	@$(BIN)/pytest -q -m e2e
+
+format: $(STAMP) ## format the code, and repair what the linter can
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+clean: ## remove .venv and all caches; exported models and checkpoints stay
+	@rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Runs a command, and shows what it said only if it fails.
+QUIETLY := quietly() { said=$$("$$@" 2>&1) || { echo "$$said"; return 1; }; }; quietly
+HAS_GPU := nvidia-smi -L >/dev/null 2>&1
+REACHABLE := import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(or $(PYTHON),false) -c '$(SUITABLE)' 2>/dev/null || { echo "gptport needs Python 3.11 or 3.12 and tried" \
+	    "$(or $(PYTHON),python3 python3.12 python3.11). Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments;" \
+	    "on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV). The first time that takes some minutes."
+	@$(BIN)/python -c '$(SUITABLE)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@PYTHONPATH=exporter $(BIN)/python -m gptport.libpython $(VENV)/lib
+	@$(HAS_GPU) || ! $(BIN)/python -c '$(REACHABLE)' $(TORCH_CPU_INDEX) 2>/dev/null || \
+	    $(PIP) install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) -c constraints.txt torch 2>/dev/null || true
+	@$(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[export,serve,dev]'
+	@! $(HAS_GPU) || { $(install-onnxruntime-for-gpu); }
+	@touch $@
+
+# Both packages hold the module onnxruntime, so the one without CUDA must be gone first.
+define install-onnxruntime-for-gpu
+$(PIP) uninstall --quiet --yes onnxruntime && \
+	    $(QUIETLY) $(PIP) install --quiet -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
+endef
