@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -118,7 +119,7 @@ def ask(http_url: str, value: int, model: str = "echo") -> int:
 
 
 def ask_in_vain(http_url: str) -> None:
-    with pytest.raises(OSError, match=""):
+    with pytest.raises(http.client.RemoteDisconnected):
         ask(http_url, 5)
 
 

@@ -1,0 +1,137 @@
+"""The real way: samples, exported by the command, on one running tritonserver; and what transformers makes of the same prompts.
+
+Samples, exports and references are kept in .cache/e2e, by a hash of what made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from in_torch import MODELS, NEW_TOKENS, PROMPTS, generate
+
+from gptport.server import running
+from gptport_client import Client
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache" / "e2e"
+
+
+def digest(*paths: Path) -> str:
+    """Of the content of files, and of the Python files in folders."""
+    found = hashlib.sha256(sys.version.encode())
+    for path in paths:
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            found.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def made_once(target: Path, *command: str) -> Path:
+    """`target`, which the command of gptport writes where {} stands, if it is not there yet."""
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / "made"
+        arguments = [part.replace("{}", str(made)) for part in command]
+        ran = subprocess.run(
+            [sys.executable, "-m", "gptport.cli", *arguments], stderr=subprocess.PIPE, check=False
+        )
+        assert ran.returncode == 0, f"gptport {' '.join(arguments)}: {ran.stderr.decode()}"
+        made.rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> dict[str, Path]:
+    """Model → its checkpoint, a Hugging Face directory."""
+    version = digest(ROOT / "exporter/gptport/samples.py", ROOT / "constraints.txt")
+    return {name: made_once(CACHE / f"{name}-{version}", "sample", name, "-o", "{}") for name in MODELS}
+
+
+@pytest.fixture(scope="session")
+def repository(checkpoints, tmp_path_factory) -> Path:
+    """A model repository with both models and their step models."""
+    version = digest(ROOT / "exporter", ROOT / "constraints.txt")
+    together = tmp_path_factory.mktemp("repository")
+    for name, checkpoint in checkpoints.items():
+        command = ["export", str(checkpoint), "--repository", "{}", "--name", name]
+        exported = made_once(CACHE / f"repository-{name}-{version}", *command)
+        for model in exported.iterdir():
+            (together / model.name).symlink_to(model)
+    return together
+
+
+@pytest.fixture(scope="session")
+def server(repository):
+    """A running server with both models."""
+    with running(repository) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    """Connects to one of the models of the server."""
+    opened = []
+
+    def connect(model: str = "smollm2") -> Client:
+        opened.append(Client(server.address.grpc_url, model=model))
+        return opened[-1]
+
+    yield connect
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoints):
+    """Greedy tokens of transformers: model → prompt → ids, an end-of-text token included."""
+    return {name: references(name, checkpoint) for name, checkpoint in checkpoints.items()}
+
+
+def references(name: str, checkpoint: Path) -> dict[str, list[int]]:
+    key = json.dumps([checkpoint.name, PROMPTS, NEW_TOKENS, digest(ROOT / "constraints.txt")])
+    file = CACHE / f"reference-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if not file.exists():
+        partly = file.with_suffix(f".{os.getpid()}")
+        partly.write_text(json.dumps(generate(checkpoint)))
+        partly.replace(file)
+    return json.loads(file.read_text())
+
+
+@pytest.fixture
+def gauge(server):
+    """The present value of one of the backend's gauges, from the metrics endpoint."""
+
+    def read(name: str, model: str = "smollm2") -> float:
+        with urllib.request.urlopen(server.address.metrics_url, timeout=10) as answer:
+            text = answer.read().decode()
+        found = re.search(rf'^gptport_{name}{{[^}}]*model="{model}"[^}}]*}} (\S+)$', text, re.MULTILINE)
+        return float(found.group(1)) if found else 0.0
+
+    return read
+
+
+@pytest.fixture
+def becomes():
+    """Wait until a function returns a value."""
+
+    def wait(value, function, *arguments, seconds: float = 10) -> None:
+        end = time.monotonic() + seconds
+        while (now := function(*arguments)) != value and time.monotonic() < end:
+            time.sleep(0.05)
+        assert now == value
+
+    return wait

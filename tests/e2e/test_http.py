@@ -1,0 +1,87 @@
+"""Triton's generate endpoints: one answer, or server-sent events; wrong requests get a 4xx."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+from in_torch import NEW_TOKENS, PROMPTS
+
+
+@pytest.fixture
+def post(server):
+    def ask(path: str, body: dict | bytes, model: str = "smollm2") -> str:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{server.address.http_url}/v2/models/{model}/{path}", data)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read().decode()
+
+    return ask
+
+
+def test_generate(post, reference):
+    answer = json.loads(post("generate", {"text_input": PROMPTS[0], "max_tokens": NEW_TOKENS}))
+    assert answer["output_ids"] == reference["smollm2"][PROMPTS[0]]
+    assert "Paris" in answer["text_output"]
+    assert answer["num_output_tokens"] == len(answer["output_ids"])
+
+
+def test_generate_stream(post, reference):
+    body = {"text_input": PROMPTS[0], "max_tokens": NEW_TOKENS, "stream": True}
+    lines = post("generate_stream", body).splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    ids = []
+    for event in events:
+        found = event.get("output_ids", [])
+        ids += found if isinstance(found, list) else [found]
+    assert ids == reference["smollm2"][PROMPTS[0]]
+    assert len(events) > 10
+    assert "Paris" in "".join(event["text_output"] for event in events)
+    assert events[-1]["finish_reason"] in ("stop", "length")
+
+
+def test_parameters_and_stop_words(post):
+    body = {
+        "text_input": "1, 2, 3, 4, 5,",
+        "max_tokens": 40,
+        "stop_words": [" 9"],
+        "exclude_input_in_output": False,
+    }
+    answer = json.loads(post("generate", body))
+    assert answer["text_output"] == "1, 2, 3, 4, 5, 6, 7, 8,"
+    assert answer["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"text_input": "Hello", "max_tokens": -5}, "max_tokens"),
+        ({"text_input": "Hello", "top_p": 2}, "top_p"),
+        ({"text_input": "Hello", "temperature": -1}, "temperature"),
+        ({"text_input": ""}, "text_input"),
+        ({"max_tokens": 5}, "text_input"),
+        ({"text_input": "hello " * 3000}, "2048"),
+        ({"text_input": 5}, "text_input"),
+        ({"text_input": "Hello", "max_tokens": "five"}, "max_tokens"),
+        ({"text_input": "Hello", "colours": [1, 2]}, "colours"),
+        (b'{"text_input": "caf\xe9"}', ""),
+        (b"{", ""),
+    ],
+)
+def test_a_wrong_request_is_a_4xx_that_says_what_is_wrong(post, body, message):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        post("generate", body)
+    assert 400 <= error.value.code < 500
+    assert message in error.value.read().decode()
+
+
+def test_a_stream_that_is_dropped_frees_its_slot(server, gauge, becomes):
+    becomes(0, gauge, "running")
+    body = json.dumps({"text_input": PROMPTS[2], "max_tokens": 1500, "stream": True}).encode()
+    request = urllib.request.Request(f"{server.address.http_url}/v2/models/smollm2/generate_stream", body)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.readline()
+        becomes(1, gauge, "running")
+    becomes(0, gauge, "running")
