@@ -12,10 +12,10 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo check format-check lint types unit test e2e format clean
+.PHONY: help setup demo check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install everything into .venv
 
@@ -44,6 +44,23 @@ e2e: check
 format: $(STAMP) ## format the code, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
+# Resolves without installing, for torch with CUDA too; pip's settings for this machine are left aside.
+constraints: $(STAMP) ## write anew what the chosen packages of constraints.txt need
+	@sed '/^# What they need/q' constraints.txt >$(VENV)/constraints.txt
+	@PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(PIP) install --quiet --dry-run --ignore-installed -c $(VENV)/constraints.txt \
+	    --report $(VENV)/resolved.json '.[export,serve,dev]' 'onnxruntime-gpu[cuda,cudnn]'
+	@$(BIN)/python -c "$$NEEDED" $(VENV)/constraints.txt $(VENV)/resolved.json >>$(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt constraints.txt
+
+define NEEDED
+import json, sys
+chosen = open(sys.argv[1]).read()
+found = [each["metadata"] for each in json.load(open(sys.argv[2]))["install"]]
+pins = [each["name"] + "==" + each["version"].split("+")[0] for each in found if each["name"] != "gptport"]
+print(*sorted((pin for pin in pins if pin not in chosen.split()), key=str.lower), sep="\n")
+endef
+export NEEDED
+
 clean: ## remove .venv and all caches; exported models and checkpoints stay
 	@rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -67,8 +84,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@! $(HAS_GPU) || { $(install-onnxruntime-for-gpu); }
 	@touch $@
 
-# Both packages hold the module onnxruntime, so the one without CUDA must be gone first.
+# Both packages hold the module onnxruntime, and either may have written over the other: both go before one comes.
 define install-onnxruntime-for-gpu
-$(PIP) uninstall --quiet --yes onnxruntime && \
+$(PIP) uninstall --quiet --yes onnxruntime onnxruntime-gpu 2>/dev/null && \
 	    $(QUIETLY) $(PIP) install --quiet -c constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
 endef
