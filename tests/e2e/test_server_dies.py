@@ -13,7 +13,7 @@ import gptport_client
 from gptport.server import running
 from gptport_client import Client
 
-SECONDS = 10
+SECONDS = 8
 
 
 @pytest.mark.parametrize("loop", ["server", "client"])
