@@ -229,7 +229,8 @@ def _norm(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
 def _activation(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
     if any(True for _ in module.parameters()) or isinstance(module, nn.Dropout | nn.Identity):
         return None
-    x = torch.linspace(-4, 4, 101)
+    # Near zero, where the kinds of GELU differ, and far out, where some activations clip.
+    x = torch.cat([torch.linspace(-4, 4, 101), torch.linspace(-64, 64, 33)])
     try:
         got = meta(x)
     except Exception:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from . import operators, recording, swap, weights
 from .aten import DTYPES, Translator, symbolic_shape
-from .errors import UnsupportedModel
+from .errors import GptportError, UnsupportedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,12 +67,20 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     Raises:
         UnsupportedModel: the architecture does something that the operators cannot say; the message names it.
     """
-    model = meta_model(config, layers, dtype)
-    with swap.swapped(model, meta_model(config, layers, torch.float32)):
-        first, tensors = _record(model, spec, layers, 0)
-        second, _ = _record(model, spec, layers, 1)
-    merged = recording.merged(first, second, _SIZES)
-    return Trace(_translate(merged, model, tensors), _layers_path(model, layers), layers, _aliases(model))
+    try:
+        model = meta_model(config, layers, dtype)
+        with swap.swapped(model, meta_model(config, layers, torch.float32)):
+            first, tensors = _record(model, spec, layers, 0)
+            second, _ = _record(model, spec, layers, 1)
+        merged = recording.merged(first, second, _SIZES)
+        return Trace(_translate(merged, model, tensors), _layers_path(model, layers), layers, _aliases(model))
+    except GptportError:
+        raise
+    except Exception as error:
+        # An architecture's code may fail in any way when a module does not give it what it expects.
+        raise UnsupportedModel(
+            f"the architecture {spec.model_type!r} cannot be traced: {type(error).__name__}: {error}"
+        ) from error
 
 
 def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> PreTrainedModel:
