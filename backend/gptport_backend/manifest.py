@@ -116,8 +116,6 @@ def _check_kind(document: Any, path: Path) -> None:
             f"{path} has schema_version {version!r}; this backend reads {SCHEMA_VERSION}: "
             "export the model with the gptport of this backend"
         )
-    if document.get("kind") != "text":
-        raise LoadError(f"{path} is of kind {document.get('kind')!r}; the backend gptport serves kind 'text'")
     if document.get("logits") != "last":
         raise LoadError(f"{path} has logits {document.get('logits')!r}; the backend gptport needs 'last'")
 

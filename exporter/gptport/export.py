@@ -198,9 +198,9 @@ def _finish(
 
 
 def _publish(repository: Path, folder: Path, manifest: Manifest) -> dict[str, Path]:
-    step = replace(manifest, name=manifest.name + repositories.STEP_SUFFIX, kind="step")
-    return repositories.publish(
-        repository,
-        folder,
-        {manifest.name: triton_config.text_model(manifest), step.name: triton_config.step_model(step)},
-    )
+    step = manifest.name + repositories.STEP_SUFFIX
+    configs = {
+        manifest.name: lambda version: triton_config.text_model(manifest, version),
+        step: lambda version: triton_config.step_model(manifest, step, version),
+    }
+    return repositories.publish(repository, folder, configs)

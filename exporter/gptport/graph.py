@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from . import passes, unroll, weights
 from .dialects import onnxruntime as dialect
 from .trace import rotary_tables, trace
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from .checkpoint import Checkpoint
     from .precision import Precision
 

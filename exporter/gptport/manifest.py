@@ -91,7 +91,6 @@ class Manifest:
     verification: dict[str, float]
     tools: dict[str, str]
     files: dict[str, File]
-    kind: str = "text"
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property

@@ -84,7 +84,7 @@ class Recorder(TorchDispatchMode):
     """Notes every call that is made within `with recorder.recording_of(model)`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self._scopes = [""]
         self._noting = True

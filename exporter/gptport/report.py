@@ -45,7 +45,8 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "length": f"{manifest.max_length} tokens, {_cache_bytes(manifest):,} bytes of KV cache each{longer}",
         "traced": traced,
         "fused": ", ".join(fusions),
-        "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, of logits up to {parity.max_abs_logit:.3g}",
+        "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
+        f"of logits up to {parity.max_abs_logit:.3g}",
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
     }
     return _table(rows)

@@ -45,20 +45,20 @@ _MAX_SEQUENCES = 64
 _SEQUENCE_IDLE_MICROSECONDS = 10 * 60 * 1_000_000
 
 
-def text_model(manifest: Manifest) -> bytes:
-    """config.pbtxt of NAME: text in, text out."""
+def text_model(manifest: Manifest, version: int) -> bytes:
+    """config.pbtxt of NAME: text in, text out. It serves this version and no other."""
     config = pb.ModelConfig(name=manifest.name, backend="gptport", max_batch_size=0)
     config.input.extend(pb.ModelInput(name=n, data_type=t, dims=d, optional=True) for n, t, d in _TEXT_INPUTS)
     config.output.extend(pb.ModelOutput(name=n, data_type=t, dims=d) for n, t, d in _TEXT_OUTPUTS)
     config.model_transaction_policy.decoupled = True
     # One engine batches all requests; a second instance would only take its processor time and memory.
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    return _finished(config, manifest)
+    return _finished(config, manifest, "text", version)
 
 
-def step_model(manifest: Manifest) -> bytes:
-    """config.pbtxt of NAME_step: ids in, logits out, the KV cache as implicit state of fixed size in one buffer."""
-    config = pb.ModelConfig(name=manifest.name, backend="onnxruntime", max_batch_size=1)
+def step_model(manifest: Manifest, name: str, version: int) -> bytes:
+    """config.pbtxt of `name`, the model NAME_step: ids in, logits out, the KV cache as implicit state of fixed size in one buffer."""
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
     config.default_model_filename = manifest.graph
     states = {tensor.past for tensor in manifest.kv_cache.tensors} | {
         tensor.present for tensor in manifest.kv_cache.tensors
@@ -73,7 +73,7 @@ def step_model(manifest: Manifest) -> bytes:
     config.sequence_batching.oldest.max_candidate_sequences = _MAX_SEQUENCES
     config.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_MICROSECONDS
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    return _finished(config, manifest)
+    return _finished(config, manifest, "step", version)
 
 
 def _tensor(kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor) -> pb.ModelInput | pb.ModelOutput:
@@ -101,19 +101,19 @@ def _add_states(batching: pb.ModelSequenceBatching, manifest: Manifest) -> None:
         )
 
 
-def _finished(config: pb.ModelConfig, manifest: Manifest) -> bytes:
-    for key, value in _parameters(manifest).items():
+def _finished(config: pb.ModelConfig, manifest: Manifest, kind: str, version: int) -> bytes:
+    for key, value in _parameters(manifest, kind).items():
         config.parameters[key].string_value = value
-    config.version_policy.latest.num_versions = 1
+    config.version_policy.specific.versions.append(version)
     return text_format.MessageToString(config).encode()
 
 
-def _parameters(manifest: Manifest) -> Mapping[str, str]:
+def _parameters(manifest: Manifest, kind: str) -> Mapping[str, str]:
     """What a client wants to know and cannot read from the tensors."""
     bos: Sequence[int] = () if manifest.tokens.bos is None else (manifest.tokens.bos,)
     return {
         "gptport_schema": str(manifest.schema_version),
-        "gptport_kind": manifest.kind,
+        "gptport_kind": kind,
         "max_length": str(manifest.max_length),
         "vocab_size": str(manifest.vocab_size),
         "bos_token_id": ",".join(map(str, bos)),
