@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
@@ -60,8 +62,8 @@ class Checkpoint:
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 self.directory, trust_remote_code=self.trust_remote_code, **gguf
             )
-        except (ValueError, KeyError, OSError) as error:
-            raise _config_error(self.directory, error) from error
+        except Exception as error:  # readers of configurations and of GGUF raise whatever they come across
+            raise _config_error(self.files[0] if gguf else self.directory, error) from error
         return config
 
     @cached_property
@@ -118,13 +120,18 @@ class Checkpoint:
             )
             model.load_state_dict(self._loaded, assign=True)
         else:
-            model = architecture.from_pretrained(
-                self.directory,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                trust_remote_code=self.trust_remote_code,
-                use_safetensors=self.format == "safetensors",
-            )
+            try:
+                model = architecture.from_pretrained(
+                    self.directory,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    trust_remote_code=self.trust_remote_code,
+                    use_safetensors=self.format == "safetensors",
+                )
+            except (RuntimeError, ValueError, OSError) as error:
+                raise CheckpointError(
+                    f"transformers cannot load {self.directory}: {_first_line(error)}"
+                ) from error
         model.eval()
         return model
 
@@ -139,7 +146,9 @@ class Checkpoint:
             for name in _TOKENIZER_FILES
             if (self.directory / name).is_file()
         }
-        return files if "tokenizer.json" in files else {**self._converted_tokenizer(), **files}
+        files = files if "tokenizer.json" in files else {**self._converted_tokenizer(), **files}
+        _check_tokenizer(self.directory, files["tokenizer.json"])
+        return files
 
     def _converted_tokenizer(self) -> dict[str, bytes]:
         """The files of a tokenizer that is stored in an older way, or inside a GGUF file."""
@@ -201,13 +210,18 @@ class Checkpoint:
         if self.format == "pickle":
             merged: dict[str, torch.Tensor] = {}
             for path in self.files:
-                merged.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+                try:
+                    merged.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+                except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
+                    raise CheckpointError(
+                        f"{path} cannot be read as a pickle of tensors alone: {_first_line(error)}"
+                    ) from error
             return merged
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 self.directory, gguf_file=self.files[0].name, dtype=torch.float32
             )
-        except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        except Exception as error:  # see `config`
             raise CheckpointError(f"{self.files[0]} cannot be read: {_first_line(error)}") from error
         return dict(model.state_dict())
 
@@ -268,7 +282,10 @@ def _indexed(directory: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
     if not index.is_file():
         single = directory / "model.safetensors"
         return (single,) if single in files else files
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is damaged: {error}; fetch it again") from error
     missing = [shard for shard in shards if not (directory / shard).is_file()]
     if missing:
         raise CheckpointError(
@@ -293,6 +310,16 @@ def _download(source: str) -> Path:
         raise CheckpointError(
             f"{source} is not a directory, and the hub cannot be reached: {_first_line(error)}"
         ) from error
+
+
+def _check_tokenizer(directory: Path, tokenizer_json: bytes) -> None:
+    """It can be read, and has a vocabulary: transformers makes an empty one where there are no files."""
+    try:
+        size = Tokenizer.from_str(tokenizer_json.decode()).get_vocab_size(with_added_tokens=False)
+    except Exception as error:  # the library raises nothing more particular
+        raise CheckpointError(f"{directory}/tokenizer.json cannot be read: {_first_line(error)}") from error
+    if not size:
+        raise CheckpointError(f"{directory} has no tokenizer; put its tokenizer.json there")
 
 
 def _config_error(directory: Path, error: Exception) -> CheckpointError | UnsupportedModel:

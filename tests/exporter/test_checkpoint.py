@@ -1,0 +1,266 @@
+"""What is wrong with a checkpoint is said in one line, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
+
+from gptport import cli
+from gptport.checkpoint import open_checkpoint
+from gptport.errors import CheckpointError
+from gptport.repository import versions
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Export through the command; its one line of complaint."""
+
+    def export(source, *options, code=1):
+        repository = tmp_path / "repository"
+        found = cli.main(["export", str(source), "--repository", str(repository), "--name", "any", *options])
+        out, err = capsys.readouterr()
+        (line,) = [line for line in err.splitlines() if line.startswith("gptport: ")]
+        assert (found, out) == (code, "")
+        assert "Traceback" not in err
+        assert not repository.exists() or not any(repository.iterdir())
+        return line
+
+    return export
+
+
+def pickled(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_a_folder_without_weights(refused, tmp_path):
+    assert "is not a checkpoint: it has no *.safetensors and no *.gguf file" in refused(tmp_path)
+
+
+def test_a_file_instead_of_its_folder(refused, gpt2):
+    assert "is a file; give the directory that it is in" in refused(gpt2 / "model.safetensors")
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/no/such/folder", "a b", "x/y/z", ".."])
+def test_no_folder_at_all(refused, source):
+    line = refused(source)
+    assert "is not a directory" in line or "is not a checkpoint" in line
+
+
+@pytest.mark.parametrize("source", ["openai-community/gpt2", "distilgpt2"])
+def test_a_hub_id_where_there_is_no_hub(refused, source):
+    assert f"{source} is not a directory, and the hub cannot be reached" in refused(source)
+
+
+def test_no_configuration(refused, gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "config.json").unlink()
+    assert "has no config.json" in refused(folder)
+
+
+def test_a_damaged_configuration(refused, gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "config.json").write_text("{")
+    assert "has a configuration that cannot be read" in refused(folder)
+
+
+def test_an_unknown_architecture(refused, gpt2, copy, change_config):
+    folder = copy(gpt2)
+    change_config(folder, model_type="gpt9", architectures=["GPT9"])
+    assert "does not know this architecture" in refused(folder)
+
+
+@pytest.mark.parametrize("entry", ["n_layer", "n_head", "n_embd", "vocab_size", "n_positions"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_size_that_is_none(refused, gpt2, copy, change_config, entry, value):
+    folder = copy(gpt2)
+    change_config(folder, **{entry: value})
+    assert f"= {value}; a GPT has a positive number there" in refused(folder)
+
+
+def test_a_configuration_for_other_weights(refused, gpt2, copy, change_config):
+    folder = copy(gpt2)
+    change_config(folder, n_layer=5)
+    assert "has no tensor 'transformer.h.3." in refused(folder)
+
+
+def test_weights_of_another_shape(refused, gpt2, copy, change_config):
+    folder = copy(gpt2)
+    change_config(folder, n_embd=32)
+    line = refused(folder)
+    assert "shape" in line
+
+
+def test_a_model_with_an_encoder(refused, gpt2, checkpoints):
+    config = T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    folder = checkpoints / "t5"
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    shutil.copy(gpt2 / "tokenizer.json", folder)
+    assert "t5 has an encoder; gptport exports decoder-only models" in refused(folder)
+
+
+def test_a_missing_shard(refused, llama_sharded, copy):
+    folder = copy(llama_sharded)
+    first = min(folder.glob("*.safetensors"))
+    first.unlink()
+    assert f"shards, the first is {first.name}; fetch it again" in refused(folder)
+
+
+def test_a_damaged_index(refused, llama_sharded, copy):
+    folder = copy(llama_sharded)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map"')
+    assert "model.safetensors.index.json" in refused(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, 500_000])
+def test_a_truncated_file(refused, gpt2, copy, keep):
+    weights = copy(gpt2) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    assert "model.safetensors is not a whole safetensors file" in refused(weights.parent)
+
+
+def test_a_file_that_is_no_gguf(refused, gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.gguf").write_bytes(b"GGUF, or so it says")
+    assert "model.gguf" in refused(folder)
+
+
+def test_two_gguf_files(refused, tmp_path):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    assert "has 2 GGUF files; keep the one to export" in refused(tmp_path)
+
+
+def test_no_tokenizer(refused, gpt2, copy):
+    folder = copy(gpt2)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    assert "has no tokenizer" in refused(folder)
+
+
+def test_a_damaged_tokenizer(refused, gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "tokenizer.json").write_text("{}")
+    assert "tokenizer" in refused(folder)
+
+
+def test_pickled_weights_are_not_read(refused, gpt2, copy):
+    assert "pytorch_model.bin" in (line := refused(pickled(copy(gpt2))))
+    assert "pass --allow-pickle if you trust its author" in line
+
+
+def test_pickled_weights_are_read_where_that_is_asked_for(gpt2, copy, tmp_path, capsys):
+    repository = tmp_path / "repository"
+    command = [
+        "export",
+        str(pickled(copy(gpt2))),
+        "--allow-pickle",
+        "--repository",
+        str(repository),
+        "--name=any",
+    ]
+    assert cli.main(command) == 0, capsys.readouterr().err
+    assert versions(repository / "any") == [1]
+
+
+def test_a_pickle_that_runs_code_is_not_run_even_then(refused, gpt2, copy, tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
+
+    folder = pickled(copy(gpt2))
+    torch.save({"transformer.wte.weight": Malice()}, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin" in refused(folder, "--allow-pickle")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_code_in_a_checkpoint_is_not_run(refused, gpt2, copy, change_config, tmp_path):
+    folder = copy(gpt2)
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+    change_config(
+        folder,
+        model_type="mine",
+        auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    )
+    assert "pass --trust-remote-code if you trust its author" in refused(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_names_with_and_without_the_base_models_prefix_are_found(llama):
+    checkpoint = open_checkpoint(str(llama))
+    with_prefix = checkpoint.tensor("model.norm.weight")
+    assert torch.equal(checkpoint.tensor("norm.weight"), with_prefix)
+    assert "model.norm.weight" in checkpoint
+    assert "lm_head.weight" not in checkpoint
+    with pytest.raises(CheckpointError, match=r"has no tensor 'lm_head\.weight'"):
+        checkpoint.tensor("lm_head.weight")
+
+
+def test_several_end_tokens_come_from_the_generation_configuration(gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 7]}))
+    assert open_checkpoint(str(folder)).spec.eos_token_ids == (0, 7)
+
+
+def test_a_checkpoint_is_known_by_its_content(gpt2, copy):
+    folder = copy(gpt2)
+    before = open_checkpoint(str(folder)).sha256
+    assert before == open_checkpoint(str(gpt2)).sha256
+    content = np.fromfile(folder / "model.safetensors", np.uint8)
+    content[-1] ^= 1
+    content.tofile(folder / "model.safetensors")
+    assert open_checkpoint(str(folder)).sha256 != before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["exprot"],
+        ["export"],
+        ["export", "somewhere", "--max-length", "many"],
+        ["export", "somewhere", "--precision", "fp8"],
+        ["export", "somewhere", "--name", "a/b"],
+        ["sample", "gpt5"],
+        ["inspect"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    try:
+        code = cli.main(arguments)
+    except SystemExit as exit_:  # as argparse does
+        code = exit_.code
+    assert code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_traceback_is_shown_with_debug_only(gpt2, capsys):
+    arguments = ["export", str(gpt2 / "config.json")]
+    assert cli.main(arguments) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert cli.main([*arguments, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_installed_command_says_it_too(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "gptport.cli", "export", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"gptport: {tmp_path} is not a checkpoint")
+    assert result.stderr.count("\n") == 1
