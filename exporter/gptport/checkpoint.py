@@ -94,20 +94,29 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no such tensor, or the file is damaged.
         """
-        stored = self._find(name)
-        if stored is None:
-            raise CheckpointError(
-                f"{self.directory} has no tensor {name!r}, which its architecture needs; is the checkpoint complete?"
-            )
+        stored = self._stored(name)
         if self.format != "safetensors":
             return self._loaded[stored]
-        path = self._safetensors[stored]
+        path, _ = self._safetensors[stored]
         try:
             with safe_open(path, "pt") as file:
                 values: torch.Tensor = file.get_tensor(stored)
                 return values
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {error}; fetch it again") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        stored = self._stored(name)
+        return (
+            self._safetensors[stored][1]
+            if self.format == "safetensors"
+            else tuple(self._loaded[stored].shape)
+        )
 
     def reference(self) -> PreTrainedModel:
         """The model itself, in torch, float32, loaded by transformers."""
@@ -172,6 +181,14 @@ class Checkpoint:
                     f"{self.directory} has no tokenizer: {_first_line(error)}; put its tokenizer.json there"
                 ) from error
 
+    def _stored(self, name: str) -> str:
+        stored = self._find(name)
+        if stored is None:
+            raise CheckpointError(
+                f"{self.directory} has no tensor {name!r}, which its architecture needs; is the checkpoint complete?"
+            )
+        return stored
+
     def _find(self, name: str) -> str | None:
         """The name under which a parameter is stored: some checkpoints leave the base model's prefix out, some add it."""
         prefix = self._prefix
@@ -190,12 +207,14 @@ class Checkpoint:
         return frozenset(self._safetensors if self.format == "safetensors" else self._loaded)
 
     @cached_property
-    def _safetensors(self) -> dict[str, Path]:
+    def _safetensors(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
+        """Name of a stored tensor → its file and its shape."""
         stored = {}
         for path in self.files:
             try:
                 with safe_open(path, "pt") as file:
-                    stored.update(dict.fromkeys(file.keys(), path))
+                    names = file.keys()
+                    stored.update({name: (path, tuple(file.get_slice(name).get_shape())) for name in names})
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{path} is not a whole safetensors file: {error}; fetch it again"

@@ -49,7 +49,7 @@ def build(checkpoint: Checkpoint, precision: Precision, max_length: int) -> Grap
         model = unroll.unroll(traced, spec.layers)
     context = passes.Context(spec, max_length, lambda module: rotary_tables(config, module, max_length))
     changes = passes.run(model, dialect.PASSES, context)
-    weights.attach(model.graph, checkpoint.tensor, checkpoint.__contains__, traced.aliases)
+    weights.attach(model.graph, checkpoint, traced.aliases)
     _strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()

@@ -57,7 +57,7 @@ def text_model(manifest: Manifest, version: int) -> bytes:
 
 
 def step_model(manifest: Manifest, name: str, version: int) -> bytes:
-    """config.pbtxt of `name`, the model NAME_step: ids in, logits out, the KV cache as implicit state of fixed size in one buffer."""
+    """config.pbtxt of NAME_step, by its `name`: ids in, logits out, the KV cache as implicit state of fixed size."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
     config.default_model_filename = manifest.graph
     states = {tensor.past for tensor in manifest.kv_cache.tensors} | {

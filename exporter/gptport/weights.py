@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import onnx_ir as ir
 import torch
+
+from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,17 @@ class Weight:
     names: tuple[str, ...]
     axis: int = 0
     transposed: bool = False
+
+    def shape(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """The shape that tensors of these shapes make; () if they do not fit together."""
+        first = list(parts[0])
+        if any(
+            part[: self.axis] + part[self.axis + 1 :] != parts[0][: self.axis] + parts[0][self.axis + 1 :]
+            for part in parts
+        ):
+            return ()
+        first[self.axis] = sum(part[self.axis] for part in parts)
+        return tuple(reversed(first) if self.transposed else first)
 
     def read(self, read: Read, dtype: torch.dtype) -> torch.Tensor:
         """The values, contiguous, in `dtype`."""
@@ -62,26 +75,46 @@ def concatenate(values: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
     return _like(values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), shape)
 
 
-def attach(
-    graph: ir.Graph, read: Read, known: Callable[[str], bool], aliases: Mapping[str, Sequence[str]]
-) -> None:
+class Source(Protocol):
+    """Where the values of parameters are: a Checkpoint."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Its values."""
+
+
+def attach(graph: ir.Graph, source: Source, aliases: Mapping[str, Sequence[str]]) -> None:
     """Give every initializer that is made of parameters its values, which are read only when they are written.
 
     Args:
         graph: the graph.
-        read: name of a parameter → its values.
-        known: whether the checkpoint has a parameter of that name.
+        source: where the values are.
         aliases: parameter → other names of the same values.
+
+    Raises:
+        CheckpointError: the checkpoint lacks a parameter, or has it in another shape.
     """
     for value in graph.initializers.values():
         if _META in value.meta:
             weight = of(value)
             names = tuple(
-                next((n for n in (name, *aliases.get(name, ())) if known(n)), name) for name in weight.names
+                next((n for n in (name, *aliases.get(name, ())) if n in source), name)
+                for name in weight.names
             )
+            weight = replace(weight, names=names)
+            found, wanted = weight.shape([source.shape(name) for name in names]), _shape(value)
+            if found != wanted:
+                raise CheckpointError(
+                    f"{' + '.join(names)} has shape {list(found)} in the checkpoint, and {list(wanted)} by its configuration; "
+                    "its weights and its config.json are not of the same model"
+                )
             assert value.dtype is not None
-            reader = _reader(replace(weight, names=names), read, TORCH_DTYPES[value.dtype])
-            value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(_shape(value)), name=value.name)
+            reader = _reader(weight, source.tensor, TORCH_DTYPES[value.dtype])
+            value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(wanted), name=value.name)
 
 
 def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.TensorProtocol]:

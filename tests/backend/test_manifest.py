@@ -37,7 +37,6 @@ def test_a_whole_directory_is_accepted(version_dir: Path) -> None:
     ("fields", "message"),
     [
         ({"schema_version": 2}, "has schema_version 2; this backend reads 1"),
-        ({"kind": "step"}, "is of kind 'step'; the backend gptport serves kind 'text'"),
         ({"logits": "all"}, "has logits 'all'; the backend gptport needs 'last'"),
         ({"roles": {"input_ids": "input_ids"}}, "lacks or misstates 'position_ids'"),
         ({"files": {}}, "has no sha256 of the graph 'model.onnx'"),

@@ -132,7 +132,6 @@ def _manifest() -> dict[str, Any]:
     return {
         "schema_version": 1,
         "name": "tiny",
-        "kind": "text",
         "graph": "model.onnx",
         "vocab_size": VOCAB,
         "max_length": MAX_LENGTH,

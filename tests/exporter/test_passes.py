@@ -12,7 +12,7 @@ import torch
 from gptport import passes, weights
 from gptport.checkpoint import open_checkpoint
 from gptport.dialects import onnxruntime as dialect
-from gptport.errors import UnsupportedModel
+from gptport.errors import CheckpointError, UnsupportedModel
 from gptport.operators import DOMAIN
 from gptport.passes.cancel_views import cancel_views
 from gptport.passes.fuse_attention import fuse_attention
@@ -468,10 +468,27 @@ def test_rotary_outside_of_attention_is_refused_by_name():
 # Weights
 
 
+class Tensors(dict):
+    """A source of weights in memory."""
+
+    def shape(self, name):
+        return tuple(self[name].shape)
+
+    def tensor(self, name):
+        return self[name]
+
+
+def test_a_weight_of_another_shape_than_configured_is_refused():
+    model = model_of([], [], [])
+    weights.parameter(model.graph, "w", FLOAT, (3, 2))
+    with pytest.raises(CheckpointError, match=r"w has shape \[2, 2\] in the checkpoint, and \[3, 2\]"):
+        weights.attach(model.graph, Tensors(w=torch.zeros(2, 2)), {})
+
+
 def test_a_packed_transposed_weight_is_read_from_its_parts():
     model = model_of([], [], [])
     parts = [weights.parameter(model.graph, name, FLOAT, (rows, 2)) for name, rows in (("a", 1), ("b", 2))]
     packed = weights.transpose(weights.concatenate(parts, 0, "ab"))
     stored = {"a": torch.tensor([[1.0, 2.0]]), "alias of b": torch.tensor([[3.0, 4.0], [5.0, 6.0]])}
-    weights.attach(model.graph, stored.__getitem__, stored.__contains__, {"b": ("alias of b",)})
+    weights.attach(model.graph, Tensors(stored), {"b": ("alias of b",)})
     np.testing.assert_array_equal(packed.const_value.numpy(), [[1, 3, 5], [2, 4, 6]])
