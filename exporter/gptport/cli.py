@@ -248,13 +248,10 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _sample(options: argparse.Namespace) -> None:
     from . import console, samples
 
-    _print(
-        str(
-            samples.sample(
-                options.name, options.output or Path("checkpoints") / options.name, console.Steps()
-            )
-        )
-    )
+    target = options.output or Path("checkpoints") / options.name
+    with console.Steps() as steps:
+        found = samples.sample(options.name, target, steps)
+    _print(str(found))
 
 
 def _export(options: argparse.Namespace) -> None:

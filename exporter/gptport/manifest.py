@@ -137,7 +137,7 @@ def read(folder: Path) -> Manifest:
         return _manifest(document)
     except OSError as error:
         raise RepositoryError(f"{folder} was not written by gptport: it has no {FILE_NAME}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RepositoryError(f"{path} is damaged: {error}; export again") from error
 
 

@@ -47,6 +47,9 @@ def sample(name: str, target: Path, steps: Steps) -> Path:
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not this sample; choose another folder with -o")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # progress is shown by `console`
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         made = Path(folder) / "made"
