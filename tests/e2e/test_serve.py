@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -242,7 +243,8 @@ def test_two_servers_stand_beside_each_other(repository):
         assert ask(one.address.http_url, 1) == ask(other.address.http_url, 1)
 
 
-def test_a_model_that_takes_too_long_to_load(tmp_path):
+def test_a_model_that_takes_too_long_to_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the log stays
     add_model(tmp_path / "slow", "echo", initialize="time.sleep(60)")
     with pytest.raises(ServerError, match=r"not ready after 1 s"), running(tmp_path / "slow", timeout=1):
         pass
