@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.utils import logging
 
 from .errors import CheckpointError, UnsupportedModel
 from .spec import ModelSpec
@@ -22,8 +21,6 @@ from .spec import ModelSpec
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
-
-logging.disable_progress_bar()  # progress is shown by `console`
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

@@ -248,6 +248,7 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _sample(options: argparse.Namespace) -> None:
     from . import console, samples
 
+    console.quiet_transformers()
     target = options.output or Path("checkpoints") / options.name
     with console.Steps() as steps:
         found = samples.sample(options.name, target, steps)
@@ -257,6 +258,7 @@ def _sample(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from . import checkpoint, console, export, precision, report, repository
 
+    console.quiet_transformers()
     chosen = precision.by_name(options.precision)
     if options.name is not None:
         repository.checked_name(options.name)

@@ -69,3 +69,16 @@ class Steps:
         task = self._progress.add_task(name, total=total, bytes=total is not None)
         yield lambda done: self._progress.advance(task, done)
         self._progress.update(task, total=total or 1, completed=total or 1)
+
+
+def quiet_transformers() -> None:
+    """Silence the progress bars and reports that transformers writes into ours."""
+    import functools
+
+    from tqdm.auto import tqdm
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=True)  # type: ignore[attr-defined]

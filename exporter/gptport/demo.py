@@ -29,7 +29,8 @@ def main() -> int:
     if versions(REPOSITORY / NAME):
         _print(f"{REPOSITORY / NAME} is there already; remove it to export again.")
     else:
-        steps.append(["export", str(CHECKPOINT), "--repository", str(REPOSITORY), "--name", NAME])
+        precision = ["--precision", "fp16"] if _has_cuda() else []
+        steps.append(["export", str(CHECKPOINT), "--repository", str(REPOSITORY), "--name", NAME, *precision])
     for arguments in steps:
         _print(f"\n$ gptport {' '.join(arguments)}")
         code = cli.main(arguments)
@@ -40,6 +41,13 @@ def main() -> int:
     except GptportError as error:
         sys.stderr.write(f"gptport: {error}\n")
         return cli.FAILURE
+
+
+def _has_cuda() -> bool:
+    """Whether onnxruntime can use a GPU here."""
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and Path("/dev/nvidia0").exists()
 
 
 def _generate() -> int:

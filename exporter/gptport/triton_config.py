@@ -51,8 +51,6 @@ def text_model(manifest: Manifest, version: int) -> bytes:
     config.input.extend(pb.ModelInput(name=n, data_type=t, dims=d, optional=True) for n, t, d in _TEXT_INPUTS)
     config.output.extend(pb.ModelOutput(name=n, data_type=t, dims=d) for n, t, d in _TEXT_OUTPUTS)
     config.model_transaction_policy.decoupled = True
-    # One engine batches all requests; a second instance would only take its processor time and memory.
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     return _finished(config, manifest, "text", version)
 
 
@@ -72,7 +70,6 @@ def step_model(manifest: Manifest, name: str, version: int) -> bytes:
     _add_states(config.sequence_batching, manifest)
     config.sequence_batching.oldest.max_candidate_sequences = _MAX_SEQUENCES
     config.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_MICROSECONDS
-    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     return _finished(config, manifest, "step", version)
 
 
@@ -104,6 +101,12 @@ def _add_states(batching: pb.ModelSequenceBatching, manifest: Manifest) -> None:
 def _finished(config: pb.ModelConfig, manifest: Manifest, kind: str, version: int) -> bytes:
     for key, value in _parameters(manifest, kind).items():
         config.parameters[key].string_value = value
+    # One engine batches all requests; a second instance on the same device would only take its time and memory. The attention
+    # operator runs in half precision only on CUDA: float32 stays on the CPU, the rest goes to a GPU where there is one.
+    on_cpu = manifest.kv_cache.dtype == "float32"
+    config.instance_group.add(
+        kind=pb.ModelInstanceGroup.KIND_CPU if on_cpu else pb.ModelInstanceGroup.KIND_AUTO, count=1
+    )
     config.version_policy.specific.versions.append(version)
     return text_format.MessageToString(config).encode()
 
