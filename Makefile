@@ -12,7 +12,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo check format-check lint types unit test e2e format constraints clean
+.PHONY: help setup demo architectures check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +39,10 @@ unit: $(STAMP)
 test: check e2e ## check, and the tests that run the real tritonserver
 
 e2e: check
-	@$(BIN)/pytest -q -m e2e
+	@$(BIN)/pytest -q -m e2e -o timeout=900
+
+architectures: $(STAMP) ## export a small model of every architecture; writes docs/architectures.md
+	@$(BIN)/python tests/exporter/architectures.py
 
 format: $(STAMP) ## format the code, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .

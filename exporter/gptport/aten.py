@@ -30,6 +30,10 @@ DTYPES = {
 }
 
 
+_INPUT_AXES = {"batch": 0, "sequence": 1}
+"""The axes of the first input, `input_ids`."""
+
+
 @dataclass(frozen=True)
 class Translator:
     """Appends the nodes of a recording to a graph.
@@ -90,11 +94,22 @@ class Translator:
 
     def operand(self, call: Call, argument: Argument) -> ir.Value:
         """An operand of arithmetic, in the dtype of the result: ONNX mixes no dtypes where torch does."""
-        dtype = DTYPES[self.recording.dtypes[call.results[0].number]]
+        dtype = _dtype(self, call)
         if isinstance(argument, int | float):
             return constant(self.graph, argument, dtype)
         value = self.value(argument)
         return value if value.dtype == dtype else self.op(call, "Cast", value, to=dtype)[0]
+
+    def length(self, call: Call, dim: int | Size) -> ir.Value:
+        """A length as a tensor [1]: a constant, or the batch or sequence of the input."""
+        if isinstance(dim, int):
+            return constant(self.graph, [dim])
+        if dim.name not in _INPUT_AXES:
+            raise UnsupportedModel(
+                f"{call.scope} computes with a length that is neither the batch nor the sequence ({dim.name})"
+            )
+        axis = _INPUT_AXES[dim.name]
+        return self.op(call, "Shape", self.graph.inputs[0], start=axis, end=axis + 1)[0]
 
     def shape(self, ref: Ref) -> tuple[int | Size, ...]:
         """The shape of a tensor."""
@@ -154,7 +169,9 @@ def _reshape(t: Translator, call: Call) -> list[ir.Value]:
         dim if isinstance(dim, int) else 0 if same else -1 for dim, same in zip(after, kept, strict=True)
     ]
     if lengths.count(-1) > 1:
-        raise UnsupportedModel(f"{call.scope} reshapes {before} to {after}")
+        return t.op(
+            call, "Reshape", x, t.op(call, "Concat", *(t.length(call, dim) for dim in after), axis=0)[0]
+        )
     return t.op(call, "Reshape", x, constant(t.graph, lengths))
 
 
@@ -196,20 +213,86 @@ def _embedding(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Gather", weight, ids, axis=0)
 
 
+def _concat(t: Translator, call: Call) -> list[ir.Value]:
+    tensors, axis = (*call.arguments, 0)[:2]
+    return t.op(call, "Concat", *(t.operand(call, each) for each in tensors), axis=axis)
+
+
+def _unsqueeze(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis = call.arguments
+    return t.op(call, "Unsqueeze", t.value(x), constant(t.graph, [axis]))
+
+
+def _squeeze(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis = call.arguments
+    return t.op(call, "Squeeze", t.value(x), constant(t.graph, [axis]))
+
+
+def _select(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis, index = call.arguments
+    return t.op(call, "Gather", t.value(x), constant(t.graph, index), axis=axis)
+
+
+def _permute(t: Translator, call: Call) -> list[ir.Value]:
+    x, order = call.arguments
+    return t.op(call, "Transpose", t.value(x), perm=list(order))
+
+
+def _mean(t: Translator, call: Call) -> list[ir.Value]:
+    x, axes, keep = (*call.arguments, False)[:3]
+    return t.op(call, "ReduceMean", t.operand(call, x), constant(t.graph, list(axes)), keepdims=int(keep))
+
+
+def _rsqrt(t: Translator, call: Call) -> list[ir.Value]:
+    return t.op(call, "Reciprocal", t.op(call, "Sqrt", t.value(call.arguments[0]))[0])
+
+
+def _layer_norm(t: Translator, call: Call) -> list[ir.Value]:
+    """Only of the last axis; a norm without a weight gets one of ones."""
+    x, axes, weight, bias, epsilon = call.arguments
+    if len(axes) > 1:
+        raise UnsupportedModel(f"{call.scope} normalizes over {len(axes)} axes")
+    scale = (
+        t.operand(call, weight)
+        if weight is not None
+        else constant(t.graph, [1.0] * axes[0], _dtype(t, call), name=f"ones.{axes[0]}")
+    )
+    shift = [] if bias is None else [t.operand(call, bias)]
+    out = t.op(call, "LayerNormalization", t.value(x), scale, *shift, epsilon=epsilon, axis=-1)
+    return [*out, *(ir.Value() for _ in call.results[1:])]
+
+
+def _dtype(t: Translator, call: Call) -> ir.DataType:
+    return DTYPES[t.recording.dtypes[call.results[0].number]]
+
+
 TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::_to_copy": _cast,
     "aten::_unsafe_view": _reshape,
     "aten::add.Tensor": _elementwise("Add"),
     "aten::alias": _same,
+    "aten::cat": _concat,
     "aten::clone": _same,
     "aten::detach": _same,
     "aten::div.Tensor": _elementwise("Div"),
     "aten::embedding": _embedding,
+    "aten::mean.dim": _mean,
     "aten::mul.Tensor": _elementwise("Mul"),
+    "aten::native_layer_norm": _layer_norm,
+    "aten::neg": _elementwise("Neg"),
+    "aten::permute": _permute,
+    "aten::pow.Tensor_Scalar": _elementwise("Pow"),
+    "aten::relu": _elementwise("Relu"),
+    "aten::rsqrt": _rsqrt,
+    "aten::select.int": _select,
+    "aten::sigmoid": _elementwise("Sigmoid"),
     "aten::slice.Tensor": _slice,
     "aten::split.Tensor": _split,
+    "aten::split_with_sizes": _split,
+    "aten::squeeze.dim": _squeeze,
     "aten::sub.Tensor": _elementwise("Sub"),
     "aten::tanh": _elementwise("Tanh"),
     "aten::transpose.int": _transpose,
+    "aten::unsqueeze": _unsqueeze,
     "aten::view": _reshape,
 }

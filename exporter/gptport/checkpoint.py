@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -19,7 +20,6 @@ from .errors import CheckpointError, UnsupportedModel
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -117,8 +117,6 @@ class Checkpoint:
 
     def reference(self) -> PreTrainedModel:
         """The model itself, in torch, float32, loaded by transformers."""
-        import torch
-
         architecture: Any = AutoModelForCausalLM
         if self.format == "gguf":
             model: PreTrainedModel = architecture.from_config(
@@ -187,12 +185,23 @@ class Checkpoint:
         return stored
 
     def _find(self, name: str) -> str | None:
-        """The name under which a parameter is stored: some checkpoints leave the base model's prefix out, some add it."""
+        """The name under which a parameter is stored: checkpoints leave the base model's prefix out, add it, or are older."""
         prefix = self._prefix
         for candidate in (name, name.removeprefix(prefix), prefix + name):
             if candidate in self._names:
                 return candidate
-        return None
+        return self._older_names.get(name)
+
+    @cached_property
+    def _older_names(self) -> dict[str, str]:
+        """Parameter → stored name, by the renamings that transformers itself applies when it loads this architecture."""
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
+        return {rename_source_key(stored, renamings, [])[0]: stored for stored in self._names}
 
     @cached_property
     def _prefix(self) -> str:
@@ -221,8 +230,6 @@ class Checkpoint:
     @cached_property
     def _loaded(self) -> dict[str, torch.Tensor]:
         """All parameters of a format that is not read lazily."""
-        import torch
-
         if self.format == "pickle":
             merged: dict[str, torch.Tensor] = {}
             for path in self.files:

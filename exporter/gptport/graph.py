@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import passes, unroll, weights
 from .dialects import onnxruntime as dialect
-from .trace import rotary_tables, trace
+from .trace import decoder_layers, rotary_tables, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,7 +41,8 @@ def build(checkpoint: Checkpoint, precision: Precision, max_length: int) -> Grap
         CheckpointError: a tensor that the architecture has is not in the checkpoint.
     """
     spec, config = checkpoint.spec, checkpoint.config
-    traced = trace(config, spec, min(TRACED_LAYERS, spec.layers), precision.dtype)
+    alike = unroll.alike(decoder_layers(config, spec))
+    traced = trace(config, spec, min(TRACED_LAYERS, spec.layers) if alike else spec.layers, precision.dtype)
     try:
         model = unroll.unroll(traced, spec.layers)
     except unroll.LayersDiffer:

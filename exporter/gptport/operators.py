@@ -5,11 +5,11 @@ arithmetic. Everything else of a model (residual additions, embeddings, soft cap
 
 | operator | inputs | outputs | attributes |
 |---|---|---|---|
-| Attention | q [B,H,S,D], k [B,K,S,D], v, past_key [B,K,L,D], past_value, seqlens_k [B] | out [B,S,H,D], present ×2 | scale |
-| Rotary | x [B,H,S,D], table [B,S,D] | x rotated | |
+| Attention | q [B,H,S,D], k [B,K,S,D], v, past_key [B,K,L,D], past_value, seqlens_k | out [B,S,H,D], present ×2 | see below |
+| Rotary | x [B,H,S,D], table [B,S,R] | x, its first R of D rotated | interleaved: pairs side by side, or a half apart |
 | RotaryTable | x, position_ids [B,S] | table [B,S,D] in x's dtype | module: path of the module that makes the angles |
 | Linear | x [...,in], weight, bias? | [...,out] | transposed: 0 for a weight [out,in], 1 for [in,out] |
-| Norm | x, weight, bias? | normalized over the last axis | kind: `rms` or `layer`; epsilon |
+| Norm | x, weight, bias? | normalized over the last axis | kind: `rms` or `layer`; epsilon; offset: added to the weight |
 | Activation | x | the same shape | kind: a key of `swap.ACTIVATIONS` |
 | LastPosition | x [B,S,H], position_ids, seqlens_k | [B,H]: row b at the position seqlens_k[b] | |
 
@@ -35,25 +35,33 @@ def attention(
     past_key: torch.Tensor,
     past_value: torch.Tensor,
     seqlens_k: torch.Tensor,
+    *,
     scale: float,
+    window: int,
+    softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Causal attention over the cache and the new tokens, which are written into the cache at their positions."""
+    """Causal attention over the cache and the new tokens, which are written into the cache at their positions.
+
+    Args:
+        query, key, value, past_key, past_value, seqlens_k: as in the table above; seqlens_k is [B].
+        scale: of the products of query and key.
+        window: the most tokens that one attends to, itself included; 0 for all.
+        softcap: the scores s become softcap · tanh(s / softcap); 0 for none.
+    """
     batch, heads, sequence, head_dim = query.shape
     inputs = [query, key, value, past_key, past_value, seqlens_k]
-    out, present_key, present_value = emit(
-        "gptport::Attention",
-        inputs,
-        {"scale": scale},
-        (batch, sequence, heads, head_dim),
-        past_key.shape,
-        past_value.shape,
-    )
+    attributes = {"scale": scale, "window": window, "softcap": softcap}
+    shapes = (batch, sequence, heads, head_dim), past_key.shape, past_value.shape
+    out, present_key, present_value = emit("gptport::Attention", inputs, attributes, *shapes)
     return out, present_key, present_value
 
 
-def rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding of the half-split kind: (x1, x2) → (x1·cos - x2·sin, x2·cos + x1·sin)."""
-    return emit("gptport::Rotary", [x, table], {}, x.shape)[0]
+def rotary(x: torch.Tensor, table: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+    """Rotary position embedding: (x1, x2) → (x1·cos - x2·sin, x2·cos + x1·sin) for the pairs of the axes that the table covers.
+
+    A pair is (i, i + R/2) of the first R axes, or (2i, 2i + 1) if `interleaved`.
+    """
+    return emit("gptport::Rotary", [x, table], {"interleaved": int(interleaved)}, x.shape)[0]
 
 
 def rotary_table(x: torch.Tensor, position_ids: torch.Tensor, module: str, head_dim: int) -> torch.Tensor:
@@ -73,11 +81,18 @@ def linear(
 
 
 def norm(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, kind: str, epsilon: float
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    kind: str,
+    epsilon: float,
+    offset: float,
 ) -> torch.Tensor:
-    """RMS norm (`rms`) or layer norm (`layer`) over the last axis."""
+    """RMS norm (`rms`) or layer norm (`layer`) over the last axis, scaled by weight + offset."""
     inputs = [x, weight] if bias is None else [x, weight, bias]
-    return emit("gptport::Norm", inputs, {"kind": kind, "epsilon": epsilon}, x.shape)[0]
+    attributes = {"kind": kind, "epsilon": epsilon, "offset": offset}
+    return emit("gptport::Norm", inputs, attributes, x.shape)[0]
 
 
 def activation(x: torch.Tensor, kind: str) -> torch.Tensor:

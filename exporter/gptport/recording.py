@@ -137,9 +137,8 @@ class Recorder(TorchDispatchMode):
     ) -> list[torch.Tensor]:
         """Note down an operator of ours, and make its results."""
         arguments = self._noted(tuple(inputs))
-        self._noting = False
-        results = [torch.empty(tuple(shape), dtype=inputs[0].dtype, device="meta") for shape in shapes]
-        self._noting = True
+        with paused():
+            results = [torch.empty(tuple(shape), dtype=inputs[0].dtype, device="meta") for shape in shapes]
         self.recording.calls.append(
             Call(operator, arguments, attributes, self._new(results), self._scopes[-1])
         )
@@ -181,6 +180,17 @@ def emit(
 ) -> list[torch.Tensor]:
     """Call an operator of ours: nothing but new meta tensors of these shapes, noted down; their dtype is the first input's."""
     return _active[-1].emit(operator, inputs, attributes, shapes)
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """Compute for real, and note nothing, for the duration."""
+    recorder = _active[-1]
+    noting, recorder._noting = recorder._noting, False
+    try:
+        yield
+    finally:
+        recorder._noting = noting
 
 
 def merged(first: Recording, second: Recording, sizes: Mapping[tuple[int, int], str]) -> Recording:
@@ -227,3 +237,26 @@ def _merged(a: Argument, b: Argument, sizes: Mapping[tuple[int, int], str]) -> A
     if not isinstance(a, int):
         raise UnsupportedModel(f"the model computes with {a!r} at one length and with {b!r} at another")
     return Size(sizes.get((a, b), f"{a}|{b}"))
+
+
+def used(recording: Recording, outputs: Sequence[int]) -> list[Call]:
+    """The calls that these tensors depend on, in order."""
+    needed, calls = set(outputs), []
+    for call in reversed(recording.calls):
+        if any(ref.number in needed for ref in call.results):
+            calls.append(call)
+            needed.update(tensors_of(call))
+    return calls[::-1]
+
+
+def tensors_of(call: Call) -> set[int]:
+    """The numbers of the tensors that a call takes."""
+    return set(_numbers((call.arguments, tuple(call.keywords.values()))))
+
+
+def _numbers(argument: Argument) -> Iterator[int]:
+    if isinstance(argument, Ref):
+        yield argument.number
+    elif isinstance(argument, tuple):
+        for each in argument:
+            yield from _numbers(each)

@@ -53,19 +53,21 @@ class ModelSpec:
         heads = _number(config, "num_attention_heads")
         hidden = _number(config, "hidden_size")
         eos = getattr(generation, "eos_token_id", None)
-        eos = config.eos_token_id if eos is None else eos
+        eos = getattr(config, "eos_token_id", None) if eos is None else eos
         return cls(
             model_type=config.model_type,
             layers=_number(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            kv_heads=1
+            if getattr(config, "multi_query", False)
+            else getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
             hidden_size=hidden,
             vocab_size=_number(config, "vocab_size"),
             context_length=_number(config, "max_position_embeddings"),
-            bos_token_id=config.bos_token_id,
+            bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
-            pad_token_id=config.pad_token_id,
+            pad_token_id=getattr(config, "pad_token_id", None),
         )
 
 

@@ -7,7 +7,7 @@ random input. What is not recognised is traced as it is; what would then be wron
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -20,7 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import operators
+from . import operators, recording
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -52,10 +52,20 @@ _UNDERSTOOD = {
 
 @dataclass
 class Call:
-    """The tensors of one traced call that attention needs and that models don't hand through, and what it gives back."""
+    """What the attention of one traced call needs and models don't hand through, and what it gives back.
+
+    Attributes:
+        seqlens_k: as in the graph.
+        past: keys and values of each layer.
+        windows: id of a mask → how many tokens it lets each one attend to.
+        masks: those masks, kept so that their ids stay theirs.
+        present: layer → its keys and values afterwards.
+    """
 
     seqlens_k: torch.Tensor
     past: list[tuple[torch.Tensor, torch.Tensor]]
+    windows: dict[int, int] = field(default_factory=dict)
+    masks: list[torch.Tensor] = field(default_factory=list)
     present: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
@@ -84,27 +94,75 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; see `ALL_ATTENTION_FUNCTIONS`."""
+    call, layer = _calls[-1], int(module.layer_idx)  # type: ignore[arg-type]
+    window = 0 if attention_mask is None else call.windows.get(id(attention_mask), -1)
     given = [
-        f"{name}={value!r}" for name, value in others.items() if value is not None and name not in _UNDERSTOOD
+        f"{name}={value!r}"
+        for name, value in others.items()
+        if name not in _UNDERSTOOD and value is not None and value is not False
     ]
-    if attention_mask is not None:
+    if window < 0:
         given.append("an attention mask of its own")
+    if sliding_window is not None and sliding_window != window:
+        given.append(f"a window of {sliding_window} where its mask has {window or 'none'}")
     if given:
         raise UnsupportedModel(
             f"the attention of {type(module).__name__} takes {', '.join(given)}, which gptport cannot lower yet"
         )
-    call, layer = _calls[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out, *present = operators.attention(query, key, value, *call.past[layer], call.seqlens_k, scale)
+    out, *present = operators.attention(
+        query,
+        key,
+        value,
+        *call.past[layer],
+        call.seqlens_k,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=window,
+        softcap=softcap or 0.0,
+    )
     call.present[layer] = (present[0], present[1])
     return out, None
 
 
+def _mask(
+    *_: Any,
+    mask_function: Callable[..., Any],
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **__: Any,
+) -> torch.Tensor | None:
+    """transformers' mask interface; see `ALL_MASK_ATTENTION_FUNCTIONS`.
+
+    Returns:
+        None for a causal mask. For one with a window, a tensor that stands for it: `Call.windows` knows it by its id.
+    """
+    window = local_size or 0
+    if use_vmap or not _is_causal(mask_function, window):
+        raise UnsupportedModel("the model has an attention mask that is neither causal nor a sliding window")
+    if not window:
+        return None
+    with recording.paused():
+        mask = torch.empty(0, device="meta")
+    _calls[-1].windows[id(mask)] = window
+    _calls[-1].masks.append(mask)
+    return mask
+
+
+def _is_causal(mask_function: Callable[..., Any], window: int) -> bool:
+    """Whether a mask lets a token attend to itself and those before it, at most `window` of them if that is not 0."""
+    with recording.paused():
+        at = torch.arange(2 * window + 5)
+        allowed = mask_function(0, 0, at[:, None], at[None, :])
+        back = at[:, None] - at[None, :]
+        return bool(torch.equal(allowed.expand_as(back), (back >= 0) & ((back < window) | (window == 0))))
+
+
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, lambda *_, **__: None)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
 
 
 @contextmanager
@@ -127,73 +185,121 @@ def swapped(model: nn.Module, meta: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            forward = _replacement(path, module, meta.get_submodule(path))
+            forward = _replacement(path, module, meta)
             if forward is not None:
                 stack.enter_context(patch.object(module, "forward", forward))
         source = sys.modules[type(model).__module__]
         if hasattr(source, "apply_rotary_pos_emb"):
-            _check_rotary(source.apply_rotary_pos_emb)
-            stack.enter_context(patch.object(source, "apply_rotary_pos_emb", _apply_rotary))
+            apply = _apply_rotary(interleaved=_is_interleaved(source.apply_rotary_pos_emb))
+            stack.enter_context(patch.object(source, "apply_rotary_pos_emb", apply))
         yield
 
 
-def _replacement(path: str, module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
+def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[..., Any] | None:
     if isinstance(module, nn.Linear):
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=False)
     if isinstance(module, Conv1D):
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=True)
     if is_rotary(module):
-        return _rotary_embedding(path, real_rotary(meta))
+        return _rotary_embedding(path, model)
     if any(True for _ in module.children()):
         return None
+    meta = model.get_submodule(path)
     return _norm(module, meta) or _activation(module, meta)
 
 
 def is_rotary(module: nn.Module) -> bool:
     """Whether the module makes rotary angles: it has inverse frequencies."""
-    return isinstance(getattr(module, "inv_freq", None), torch.Tensor)
+    return any(
+        name.endswith("inv_freq") and "original" not in name
+        for name, _ in module.named_buffers(recurse=False)
+    )
 
 
-def real_rotary(module: nn.Module) -> nn.Module:
-    """A rotary module on the CPU, with the angles that its configuration asks for."""
-    make: Any = type(module)
-    real: nn.Module = make(module.config)
-    return real
+def rotary_tables(meta: nn.Module, path: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, each float32 [length, pairs], as a model's own rotary module makes them.
 
+    Args:
+        meta: the model, without memory.
+        path: of the module; behind a colon the kind of layer, for a module that makes angles for several.
+        length: positions, from 0.
 
-def _rotary_embedding(path: str, real: nn.Module) -> Callable[..., Any]:
-    rope_type = getattr(real, "rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
+    Raises:
+        UnsupportedModel: the angles depend on more than the position.
+    """
+    name, _, kind = path.partition(":")
+    module: Any = meta.get_submodule(name)
+    scaling = module.rope_type if isinstance(getattr(module, "rope_type", None), str) else "default"
+    if scaling in ("dynamic", "longrope"):
         raise UnsupportedModel(
-            f"rotary scaling {rope_type!r} of {path} changes with the length of the sequence"
+            f"rotary scaling {scaling!r} of {name} changes with the length of the sequence"
         )
-    inverse_frequencies: Any = real.inv_freq
-    head_dim = 2 * inverse_frequencies.shape[0]
+    with torch.no_grad():
+        real = type(module)(module.config)
+        cos, sin = real(torch.zeros(1), torch.arange(length)[None], *([kind] if kind else []))
+        count = next(b for n, b in real.named_buffers() if n.endswith("inv_freq")).shape[0]
+    for first, second in (
+        (slice(0, count), slice(count, None)),
+        (slice(0, None, 2), slice(1, None, 2)),
+        (slice(None), slice(None)),
+    ):
+        if cos[..., first].shape[-1] == count and all(
+            torch.equal(t[..., first], t[..., second]) for t in (cos, sin)
+        ):
+            return cos[0, :, first], sin[0, :, first]
+    raise UnsupportedModel(f"{name} gives the two axes of a pair different angles")
 
-    def forward(x: torch.Tensor, position_ids: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        table = operators.rotary_table(x, position_ids, path, head_dim)
+
+def _rotary_embedding(path: str, meta: nn.Module) -> Callable[..., Any]:
+    def forward(
+        x: torch.Tensor, position_ids: torch.Tensor, kind: str = ""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        which = f"{path}:{kind}" if kind else path
+        with recording.paused():
+            pairs = rotary_tables(meta, which, 1)[0].shape[-1]
+        table = operators.rotary_table(x, position_ids, which, 2 * pairs)
         return table, table
 
     return forward
 
 
-def _apply_rotary(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    assert cos is sin, "a swapped rotary module returns its table twice"
-    return operators.rotary(query, cos), operators.rotary(key, cos)
+def _apply_rotary(*, interleaved: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """What stands for a model's `apply_rotary_pos_emb`."""
+
+    def apply(
+        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert cos is sin, "a swapped rotary module returns its table twice"
+        rotated = [operators.rotary(x, cos, interleaved=interleaved) for x in (query, key)]
+        return rotated[0], rotated[1]
+
+    return apply
 
 
-def _check_rotary(apply: Callable[..., Any]) -> None:
-    """The model's own function must rotate as `operators.rotary` says, over the whole head."""
+def _is_interleaved(apply: Callable[..., Any]) -> bool:
+    """Whether a model's own function rotates pairs that lie side by side.
+
+    Raises:
+        UnsupportedModel: it rotates neither these nor pairs that are half a head apart.
+    """
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 3, 8, generator=generator) for _ in range(2))
-    angles = torch.randn(1, 3, 4, generator=generator).repeat(1, 1, 2)
-    cos, sin = angles.cos(), angles.sin()
-    expected = [x * cos + torch.cat((-x[..., 4:], x[..., :4]), -1) * sin for x in (query, key)]
-    got = apply(query, key, cos, sin)
-    if not all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True)):
-        raise UnsupportedModel(f"{apply.__module__}.apply_rotary_pos_emb does not rotate by halves")
+    angles = torch.randn(1, 3, 4, generator=generator)
+    for interleaved in (False, True):
+        expected = [_rotated(x, angles, interleaved=interleaved) for x in (query, key)]
+        for table in (angles.repeat_interleave(2, -1) if interleaved else angles.repeat(1, 1, 2), angles):
+            with suppress(RuntimeError, TypeError, ValueError):
+                got = apply(query, key, table.cos(), table.sin())
+                if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True)):
+                    return interleaved
+    raise UnsupportedModel(f"{apply.__module__}.apply_rotary_pos_emb rotates neither halves nor neighbours")
+
+
+def _rotated(x: torch.Tensor, angles: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+    """`operators.rotary` by its definition: x [..., D] by angles [..., D / 2]."""
+    first, second = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
+    pairs = (first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin())
+    return torch.stack(pairs, -1).flatten(-2) if interleaved else torch.cat(pairs, -1)
 
 
 def _norm(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
@@ -209,19 +315,20 @@ def _norm(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
         for parameter in real.parameters():
             parameter.uniform_(0.5, 1.5)
         got = real(x)
-        references = {
-            "rms": functional.rms_norm(x, weight.shape, real.weight, epsilon),
-            "layer": functional.layer_norm(
-                x, weight.shape, real.weight, getattr(real, "bias", None), epsilon
-            ),
-        }
-    for kind, expected in references.items():
+        references = {}
+        for offset in (0.0, 1.0):
+            scale = real.weight + offset
+            references["rms", offset] = functional.rms_norm(x, weight.shape, scale, epsilon)
+            references["layer", offset] = functional.layer_norm(
+                x, weight.shape, scale, getattr(real, "bias", None), epsilon
+            )
+    for (kind, offset), expected in references.items():
         if torch.allclose(got, expected, atol=1e-5):
             traced: Any = (
                 module  # its parameters are looked up when it is called: tracing puts others in their place
             )
             return lambda x: operators.norm(
-                x, traced.weight, getattr(traced, "bias", None), kind=kind, epsilon=epsilon
+                x, traced.weight, getattr(traced, "bias", None), kind=kind, epsilon=epsilon, offset=offset
             )
     return None
 

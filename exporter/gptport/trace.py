@@ -7,7 +7,7 @@ those of the model's parameters (`model.layers.0.mlp.up_proj.weight`).
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -22,6 +22,8 @@ from .aten import DTYPES, Translator, symbolic_shape
 from .errors import GptportError, UnsupportedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import numpy as np
     from numpy.typing import NDArray
     from transformers import PretrainedConfig, PreTrainedModel
@@ -67,17 +69,23 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     Raises:
         UnsupportedModel: the architecture does something that the operators cannot say; the message names it.
     """
-    try:
+    with _named(spec):
         model = meta_model(config, layers, dtype)
         with swap.swapped(model, meta_model(config, layers, torch.float32)):
             first, tensors = _record(model, spec, layers, 0)
             second, _ = _record(model, spec, layers, 1)
         merged = recording.merged(first, second, _SIZES)
         return Trace(_translate(merged, model, tensors), _layers_path(model, layers), layers, _aliases(model))
+
+
+@contextmanager
+def _named(spec: ModelSpec) -> Iterator[None]:
+    """Say of any other error where it comes from: an architecture given what it does not expect may fail anyhow."""
+    try:
+        yield
     except GptportError:
         raise
     except Exception as error:
-        # An architecture's code may fail in any way when a module does not give it what it expects.
         raise UnsupportedModel(
             f"the architecture {spec.model_type!r} cannot be traced: {type(error).__name__}: {error}"
         ) from error
@@ -148,7 +156,7 @@ def _inputs(spec: ModelSpec, layers: int, dtype: torch.dtype, run: int) -> dict[
     }
 
 
-def _translate(recorded: recording.Recording, model: nn.Module, tensors: _Tensors) -> ir.Model:
+def _translate(recorded: recording.Recording, model: PreTrainedModel, tensors: _Tensors) -> ir.Model:
     graph = ir.Graph([], [], nodes=[], opset_imports={operators.DOMAIN: 1}, name="traced")
     values = {}
     for name, tensor in tensors.inputs.items():
@@ -162,14 +170,34 @@ def _translate(recorded: recording.Recording, model: nn.Module, tensors: _Tensor
             values[recorded.numbers[id(tensor)]] = weights.parameter(
                 graph, name, DTYPES[tensor.dtype], tuple(tensor.shape)
             )
+    needed = recording.used(recorded, [recorded.numbers[id(tensor)] for tensor in tensors.outputs.values()])
+    recorded.constants.update(_buffers(recorded, needed, model))
     translator = Translator(graph, recorded, values)
-    for call in recorded.calls:
+    for call in recording.used(
+        recorded, [recorded.numbers[id(tensor)] for tensor in tensors.outputs.values()]
+    ):
         translator.translate(call)
     for name, tensor in tensors.outputs.items():
         output = values[recorded.numbers[id(tensor)]]
         output.name = name
         graph.outputs.append(output)
     return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def _buffers(
+    recorded: recording.Recording, needed: Sequence[recording.Call], model: PreTrainedModel
+) -> dict[int, torch.Tensor]:
+    """Tensor number → values of the buffers that are used: a model makes them itself, checkpoints do not have them."""
+    taken = {number for call in needed for number in recording.tensors_of(call)}
+    numbers = {name: recorded.numbers.get(id(tensor)) for name, tensor in model.named_buffers()}
+    wanted = {name: number for name, number in numbers.items() if number in taken}
+    if not wanted:
+        return {}
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        real = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    return {number: real.get_buffer(name) for name, number in wanted.items() if number is not None}
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -187,6 +215,15 @@ def _layers_path(model: nn.Module, layers: int) -> str:
     raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} decoder layers")
 
 
+def decoder_layers(config: PretrainedConfig, spec: ModelSpec) -> nn.ModuleList:
+    """The decoder layers of an architecture, all of them, without any memory."""
+    with _named(spec):
+        model = meta_model(config, spec.layers, torch.float32)
+        found = model.get_submodule(_layers_path(model, spec.layers))
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
 def layer_of(node: ir.Node, layers_path: str) -> int | None:
     """The decoder layer that a node belongs to, from the module that computes it; None outside of the layers."""
     scope, prefix = node.metadata_props.get("scope", ""), f"{layers_path}."
@@ -196,11 +233,6 @@ def layer_of(node: ir.Node, layers_path: str) -> int | None:
 def rotary_tables(
     config: PretrainedConfig, module: str, length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines, each float32 [length, head_dim / 2], as the model's own rotary module makes them."""
-    with torch.no_grad():
-        rotary = swap.real_rotary(meta_model(config, 1, torch.float32).get_submodule(module))
-        cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
-    half = cos.shape[-1] // 2
-    if not (torch.equal(cos[..., :half], cos[..., half:]) and torch.equal(sin[..., :half], sin[..., half:])):
-        raise UnsupportedModel(f"{module} gives the two halves of a head different angles")
-    return cos[0, :, :half].numpy(), sin[0, :, :half].numpy()
+    """Cosines and sines, each float32 [length, pairs of a head], as the model's own rotary module makes them."""
+    cos, sin = swap.rotary_tables(meta_model(config, 1, torch.float32), module, length)
+    return cos.numpy(), sin.numpy()

@@ -16,6 +16,10 @@ from .errors import UnsupportedModel
 from .trace import layer_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
     from .trace import Trace
 
 _CACHE = ("past_key_values", "present")
@@ -170,3 +174,19 @@ def _own(
         own = weights.renamed(value, name)
     values[value] = own
     return own
+
+
+def alike(layers: Iterable[nn.Module]) -> bool:
+    """Whether decoder layers are built alike: same modules, shapes and settings, but for what says which layer it is."""
+    return len({_signature(layer) for layer in layers}) < 2
+
+
+def _signature(layer: nn.Module) -> tuple[object, ...]:
+    settings = [
+        (path, type(module), name, value)
+        for path, module in layer.named_modules()
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, int | float | str | bool | None) and "idx" not in name and "layer_id" not in name
+    ]
+    shapes = [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
+    return (*settings, *shapes)

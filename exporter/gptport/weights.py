@@ -26,11 +26,12 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class Weight:
-    """Tensors of the checkpoint, concatenated along `axis` and then, if asked for, transposed."""
+    """Tensors of the checkpoint, concatenated along `axis`, then transposed if asked for, and `offset` added."""
 
     names: tuple[str, ...]
     axis: int = 0
     transposed: bool = False
+    offset: float = 0.0
 
     def shape(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape that tensors of these shapes make; () if they do not fit together."""
@@ -47,7 +48,8 @@ class Weight:
         """The values, contiguous, in `dtype`."""
         parts = [read(name) for name in self.names]
         tensor = torch.cat(parts, self.axis) if len(parts) > 1 else parts[0]
-        return (tensor.t() if self.transposed else tensor).to(dtype).contiguous()
+        tensor = tensor.t() if self.transposed else tensor
+        return (tensor.float() + self.offset if self.offset else tensor).to(dtype).contiguous()
 
 
 def parameter(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
@@ -66,6 +68,15 @@ def transpose(value: ir.Value) -> ir.Value:
     """A new initializer, the transpose of a matrix."""
     weight, shape = of(value), _shape(value)
     return _like(value, f"{value.name}.T", replace(weight, transposed=not weight.transposed), shape[::-1])
+
+
+def offset(value: ir.Value, by: float) -> ir.Value:
+    """A new initializer, a number added to every element; the same if it is 0."""
+    return (
+        value
+        if by == 0
+        else _like(value, f"{value.name}+{by:g}", replace(of(value), offset=by), _shape(value))
+    )
 
 
 def concatenate(values: Sequence[ir.Value], axis: int, name: str) -> ir.Value:

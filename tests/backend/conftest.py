@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import tiny_gpt
-
 from gptport_backend import manifest as manifests
 from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.generation import Vocabulary
@@ -23,6 +18,7 @@ from gptport_backend.runner import Runner, RunnerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from gptport_backend.manifest import Manifest
     from gptport_backend.sequence import Piece

@@ -7,8 +7,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import tiny_gpt
 
+import tiny_gpt
 from gptport_backend.errors import RequestError, Unavailable
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import tensors
 
+from conftest import tensors
 from gptport_backend.errors import RequestError
 from gptport_backend.request import parse
 

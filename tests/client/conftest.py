@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from gptport_client import Client
-
-sys.path.insert(0, str(Path(__file__).parent))
 from toy_triton import ToyTriton, byte_fallback_tokenizer, byte_level_tokenizer
 
 

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from toy_triton import text_response
 from tritonclient.grpc import service_pb2
 
 import gptport_client
@@ -27,6 +26,7 @@ from gptport_client import (
     ServerNotReady,
     Usage,
 )
+from toy_triton import text_response
 
 PROMPT = "The quick brown 世界"
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 2**64 - 1}

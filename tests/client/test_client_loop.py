@@ -6,9 +6,9 @@ import hashlib
 import time
 
 import pytest
-from toy_triton import next_logits
 
 from gptport_client import Client, DeadlineExceeded, InvalidRequest, ModelNotFound, ProtocolError, ServerError
+from toy_triton import next_logits
 
 PROMPT = "The quick brown 世界"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_triton import reference_token
 
 from gptport_client import SamplingParams, ServerError
 from gptport_client._sampling import Sampler, likeliest
+from toy_triton import reference_token
 
 # Few distinct values, so that many are equal.
 LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=40).map(

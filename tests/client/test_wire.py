@@ -6,12 +6,12 @@ import struct
 
 import numpy as np
 import pytest
-from toy_triton import final_response, read_inputs, text_response
 from tritonclient.grpc import service_pb2
 
 from gptport_client import Chunk, ProtocolError, SamplingParams, Usage
 from gptport_client._sequence import StepSequence
 from gptport_client._wire import file_request, read_file, read_logits, read_text, step_request, text_request
+from toy_triton import final_response, read_inputs, text_response
 
 
 def inputs(request):

@@ -19,12 +19,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from in_torch import MODELS, NEW_TOKENS, PROMPTS, generate
-
 from gptport.server import running
 from gptport_client import Client
+from in_torch import MODELS, NEW_TOKENS, PROMPTS, generate
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "e2e"

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+
 from in_torch import NEW_TOKENS, PROMPTS
 
 

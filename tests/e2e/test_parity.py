@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from in_torch import MODELS, NEW_TOKENS, PROMPTS
 
 pytestmark = pytest.mark.parametrize("model", MODELS)

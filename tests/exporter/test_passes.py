@@ -330,7 +330,14 @@ def test_rms_norms_take_the_addition_before_them(traced_llama):
 def added_and_normed(second_shape):
     x, y, gamma = value("x", "batch", "sequence", 8), value("y", *second_shape), value("gamma", 8)
     add = plain("Add", [x, y], "batch", "sequence", 8)
-    norm = ours("Norm", [add.outputs[0], gamma], {"kind": "rms", "epsilon": 1e-5}, "batch", "sequence", 8)
+    norm = ours(
+        "Norm",
+        [add.outputs[0], gamma],
+        {"kind": "rms", "epsilon": 1e-5, "offset": 0.0},
+        "batch",
+        "sequence",
+        8,
+    )
     return model_of([x, y, gamma], [add, norm], [norm.outputs[0]])
 
 
@@ -349,7 +356,14 @@ def test_a_bias_whose_product_is_used_elsewhere_stays_where_it_is():
     x, y, w, b, gamma = (value(n, "batch", "sequence", 8) for n in ("x", "y", "w", "b", "gamma"))
     linear = ours("Linear", [y, w, b], {"transposed": 0}, "batch", "sequence", 8)
     add = plain("Add", [x, linear.outputs[0]], "batch", "sequence", 8)
-    norm = ours("Norm", [add.outputs[0], gamma], {"kind": "rms", "epsilon": 1e-5}, "batch", "sequence", 8)
+    norm = ours(
+        "Norm",
+        [add.outputs[0], gamma],
+        {"kind": "rms", "epsilon": 1e-5, "offset": 0.0},
+        "batch",
+        "sequence",
+        8,
+    )
     other = plain("Tanh", [linear.outputs[0]], "batch", "sequence", 8)
     model = model_of([x, y, w, b, gamma], [linear, add, norm, other], [norm.outputs[0], other.outputs[0]])
     assert fuse_skip_norm(model.graph, None) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -10,16 +11,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import (
     BloomConfig,
-    CohereConfig,
-    GemmaConfig,
     GPTJConfig,
     LlamaConfig,
     MambaConfig,
-    MistralConfig,
 )
 from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.pytorch_utils import Conv1D
 
 from gptport import recording, swap
@@ -77,24 +76,31 @@ def the_only_call(make, *shape):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind", "epsilon"),
+    ("make", "kind", "epsilon", "offset"),
     [
-        (lambda: LlamaRMSNorm(8, eps=1e-5), "rms", 1e-5),
-        (lambda: NormOfAnotherName(8), "rms", 1e-6),
-        (lambda: nn.LayerNorm(8, eps=1e-3), "layer", 1e-3),
-        (lambda: nn.LayerNorm(8, bias=False), "layer", 1e-5),
+        (lambda: LlamaRMSNorm(8, eps=1e-5), "rms", 1e-5, 0.0),
+        (lambda: NormOfAnotherName(8), "rms", 1e-6, 0.0),
+        (lambda: nn.LayerNorm(8, eps=1e-3), "layer", 1e-3, 0.0),
+        (lambda: nn.LayerNorm(8, bias=False), "layer", 1e-5, 0.0),
+        (lambda: GemmaRMSNorm(8), "rms", 1e-6, 1.0),
+        (lambda: NemotronLayerNorm1P(8), "layer", 1e-5, 1.0),
     ],
-    ids=["LlamaRMSNorm", "an RMS norm of another name", "LayerNorm", "LayerNorm without bias"],
+    ids=[
+        "LlamaRMSNorm",
+        "another name",
+        "LayerNorm",
+        "LayerNorm without bias",
+        "(1 + w) of Gemma",
+        "Nemotron",
+    ],
 )
-def test_a_norm_is_recognised(make, kind, epsilon):
-    assert the_only_call(make, 2, 3, 8) == ("gptport::Norm", {"kind": kind, "epsilon": epsilon})
+def test_a_norm_is_recognised(make, kind, epsilon, offset):
+    expected = {"kind": kind, "epsilon": epsilon, "offset": offset}
+    assert the_only_call(make, 2, 3, 8) == ("gptport::Norm", expected)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: GemmaRMSNorm(8), lambda: NormWithoutMean(8)], ids=["(1 + w) of Gemma", "another norm"]
-)
-def test_what_only_looks_like_a_norm_is_traced_as_it_is(make):
-    operators = [call.operator for call in recorded(make, 2, 3, 8)]
+def test_what_only_looks_like_a_norm_is_traced_as_it_is():
+    operators = [call.operator for call in recorded(lambda: NormWithoutMean(8), 2, 3, 8)]
     assert "gptport::Norm" not in operators
     assert operators
 
@@ -145,32 +151,77 @@ def test_modules_are_themselves_again_after_a_trace():
     assert "forward" not in vars(model[0])
 
 
-def test_rotation_by_halves_is_accepted():
-    swap._check_rotary(apply_rotary_pos_emb)
+def rotating_neighbours(query, key, cos, sin):
+    def rotate(x):
+        return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+    return query * cos + rotate(query) * sin, key * cos + rotate(key) * sin
 
 
-def test_rotation_of_neighbouring_pairs_is_refused():
-    def interleaved(query, key, cos, sin):
-        def rotate(x):
-            return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
-
-        return query * cos + rotate(query) * sin, key * cos + rotate(key) * sin
-
-    with pytest.raises(UnsupportedModel, match="does not rotate by halves"):
-        swap._check_rotary(interleaved)
+def test_it_is_told_apart_which_axes_are_rotated_together():
+    assert swap._is_interleaved(apply_rotary_pos_emb) is False
+    assert swap._is_interleaved(rotating_neighbours) is True
 
 
-@pytest.mark.parametrize("argument", ["sliding_window", "softcap", "s_aux", "head_mask"])
-def test_attention_that_asks_for_more_is_refused_by_name(argument):
+def test_another_rotation_is_refused():
+    def backwards(query, key, cos, sin):
+        return apply_rotary_pos_emb(query, key, cos, -sin)
+
+    with pytest.raises(UnsupportedModel, match="rotates neither halves nor neighbours"):
+        swap._is_interleaved(backwards)
+
+
+@contextmanager
+def a_call():
+    """What attention finds while a model is traced."""
+    cache = torch.empty(1, 2, 16, 8, device="meta")
+    model, recorder = nn.Identity(), recording.Recorder()
+    call = swap.Call(torch.empty(1, dtype=torch.int32, device="meta"), [(cache, cache)])
+    with swap.calling(call), recorder.recording_of(model):
+        yield call, recorder.recording
+
+
+def attend(mask=None, **arguments):
     states = torch.empty(1, 2, 3, 8, device="meta")
-    with pytest.raises(UnsupportedModel, match=f"takes {argument}=128"):
-        swap._attention(SimpleNamespace(layer_idx=0), states, states, states, None, None, **{argument: 128})
+    swap._attention(SimpleNamespace(layer_idx=0), states, states, states, mask, None, **arguments)
+
+
+@pytest.mark.parametrize("argument", ["s_aux", "head_mask"])
+def test_attention_that_asks_for_more_is_refused_by_name(argument):
+    with a_call(), pytest.raises(UnsupportedModel, match=f"takes {argument}=128"):
+        attend(**{argument: 128})
 
 
 def test_attention_with_a_mask_of_its_own_is_refused():
-    states = torch.empty(1, 2, 3, 8, device="meta")
-    with pytest.raises(UnsupportedModel, match="an attention mask of its own"):
-        swap._attention(SimpleNamespace(layer_idx=0), states, states, states, states)
+    with a_call(), pytest.raises(UnsupportedModel, match="an attention mask of its own"):
+        attend(torch.empty(1, 2, 3, 8, device="meta"))
+
+
+def test_attention_with_another_window_than_its_mask_is_refused():
+    with a_call(), pytest.raises(UnsupportedModel, match="a window of 128 where its mask has none"):
+        attend(sliding_window=128)
+
+
+def test_a_soft_cap_and_the_window_of_a_mask_are_the_operators():
+    def window(_, __, query, key):
+        return (key <= query) & (key > query - 4)
+
+    with a_call() as (_, recorded):
+        attend(swap._mask(mask_function=window, local_size=4), softcap=30.0)
+    attention = next(call for call in recorded.calls if call.operator == "gptport::Attention")
+    assert (attention.keywords["window"], attention.keywords["softcap"]) == (4, 30.0)
+
+
+def test_a_mask_that_is_neither_causal_nor_a_window_is_refused():
+    def chunked(_, __, query, key):
+        return (key <= query) & (key // 4 == query // 4)
+
+    def backwards(_, __, query, key):
+        return key >= query
+
+    for function, size in ((chunked, 4), (backwards, None)):
+        with a_call(), pytest.raises(UnsupportedModel, match="neither causal nor a sliding window"):
+            swap._mask(mask_function=function, local_size=size)
 
 
 def tiny(config_type, **changes):
@@ -196,25 +247,18 @@ def test_rotary_angles_that_change_with_the_length_are_refused(rope_type):
         "longrope": {"factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
     }[rope_type]
     config = tiny(LlamaConfig, rope_parameters={"rope_type": rope_type, "rope_theta": 10000.0, **parameters})
-    model, meta = (meta_model(config, 1, torch.float32) for _ in range(2))
-    with (
-        pytest.raises(UnsupportedModel, match=f"'{rope_type}'.*changes with the length"),
-        swap.swapped(model, meta),
-    ):
-        pass
+    with pytest.raises(UnsupportedModel, match=f"'{rope_type}'.*changes with the length"):
+        swap.rotary_tables(meta_model(config, 1, torch.float32), "model.rotary_emb", 4)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (GemmaConfig, "a buffer of its own"),
         (
             BloomConfig,
             r"layers \[0, 1\] have no attention that goes through transformers' attention interface",
         ),
-        (MistralConfig, "takes sliding_window=4096"),
         (GPTJConfig, "the architecture 'gptj' cannot be traced: KeyError"),
-        (CohereConfig, "does not rotate by halves"),
         (MambaConfig, r"changes a tensor in place \(aten::copy_\)"),
     ],
 )

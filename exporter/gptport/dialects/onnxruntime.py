@@ -11,6 +11,7 @@ from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from ..passes import constant, insert_before, replace_value
 from ..passes.cancel_views import cancel_views
+from ..passes.fold_partial_rotary import fold_partial_rotary
 from ..passes.fuse_attention import fuse_attention
 from ..passes.fuse_bias_activation import fuse_bias_activation
 from ..passes.fuse_skip_norm import fuse_skip_norm
@@ -56,12 +57,12 @@ def _linear(_: ir.Graph, node: ir.Node) -> ir.Value:
 
 
 def _norm(_: ir.Graph, node: ir.Node) -> ir.Value:
-    name = {"rms": "SimplifiedLayerNormalization", "layer": "LayerNormalization"}[
-        node.attributes.get_string("kind")
-    ]
-    return _insert(
-        node, name, list(node.inputs), {"epsilon": node.attributes.get_float("epsilon"), "axis": -1}
-    )
+    name = {"rms": "SimplifiedLayerNormalization", "layer": "LayerNormalization"}
+    x, weight, *bias = node.inputs
+    assert weight is not None
+    inputs = [x, weights.offset(weight, node.attributes.get_float("offset")), *bias]
+    attributes: dict[str, int | float | str] = {"epsilon": node.attributes.get_float("epsilon"), "axis": -1}
+    return _insert(node, name[node.attributes.get_string("kind")], inputs, attributes)
 
 
 def _activation(_: ir.Graph, node: ir.Node) -> ir.Value:
@@ -108,6 +109,7 @@ _LOWERINGS: dict[str, Callable[[ir.Graph, ir.Node], ir.Value]] = {
 
 PASSES = (
     cancel_views,
+    fold_partial_rotary,
     pack_projections,
     fuse_attention,
     cancel_views,

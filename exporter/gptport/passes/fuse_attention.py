@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from . import constant, insert_before, is_op, producer, replace_value
 
@@ -49,6 +50,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     assert key is not None
     assert value is not None
     heads, kv_heads, head_dim = (int(n) for n in (query.shape[1], key.shape[1], query.shape[3]))  # type: ignore[index, arg-type]
+    rotary = query.producer()
     (query, table), (key, key_table) = _unrotated(query), _unrotated(key)
     assert table is key_table, "query and key are rotated by the same angles"
     caches = _rotary_caches(graph, table, context) if table else (None, None)
@@ -61,6 +63,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
             "kv_num_heads": kv_heads,
             "scale": node.attributes.get_float("scale"),
             "do_rotary": int(table is not None),
+            **_options(node, rotary),
         },
         domain="com.microsoft",
         num_outputs=3,
@@ -75,6 +78,18 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     for old, new in zip(node.outputs[1:], attention.outputs[1:], strict=True):
         replace_value(old, new)
     graph.remove(node, safe=True)
+
+
+def _options(attention: ir.Node, rotary: ir.Node | None) -> dict[str, int | float]:
+    """The attributes that most models leave at their defaults."""
+    options: dict[str, int | float] = {}
+    if attention.attributes.get_int("window"):
+        options["local_window_size"] = attention.attributes.get_int("window")
+    if attention.attributes.get_float("softcap"):
+        options["softcap"] = attention.attributes.get_float("softcap")
+    if rotary is not None and is_op(rotary, "Rotary", DOMAIN) and rotary.attributes.get_int("interleaved"):
+        options["rotary_interleaved"] = 1
+    return options
 
 
 def _unrotated(tensor: ir.Value) -> tuple[ir.Value, ir.Value | None]:
@@ -94,7 +109,12 @@ def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[
     module = maker.attributes.get_string("module")
     names = [f"{module}.{which}_cache" for which in ("cos", "sin")]
     if names[0] not in graph.initializers:
-        for name, values in zip(names, context.rotary(module), strict=True):
+        tables = context.rotary(module)
+        if tables[0].shape[1] % 8:
+            raise UnsupportedModel(
+                f"{module} rotates {2 * tables[0].shape[1]} axes of a head; onnxruntime wants a multiple of 16"
+            )
+        for name, values in zip(names, tables, strict=True):
             constant(graph, values, table.dtype, name=name)
     cos, sin = (graph.initializers[name] for name in names)
     return cos, sin

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from .. import weights
 from ..operators import DOMAIN
 from . import insert_before, is_op, producer, replace_value
 
@@ -37,7 +38,9 @@ def _fuse(graph: ir.Graph, add: ir.Node, norm: ir.Node) -> None:
     if skip is not None and _linear_of(skip) is not None and _linear_of(branch) is None:
         skip, branch = branch, skip
     kind = norm.attributes.get_string("kind")
-    gamma, beta = norm.inputs[1], norm.inputs[2] if len(norm.inputs) > 2 else None
+    assert norm.inputs[1] is not None
+    gamma = weights.offset(norm.inputs[1], norm.attributes.get_float("offset"))
+    beta = norm.inputs[2] if len(norm.inputs) > 2 else None
     bias = _take_bias(branch)
     name, parameters = (
         ("SkipSimplifiedLayerNormalization", [gamma, bias])
