@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,14 +14,12 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from .errors import CheckpointError, UnsupportedModel
+from .errors import CheckpointError, UnsupportedModel, first_line
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -134,7 +130,7 @@ class Checkpoint:
                 )
             except (RuntimeError, ValueError, OSError) as error:
                 raise CheckpointError(
-                    f"transformers cannot load {self.directory}: {_first_line(error)}"
+                    f"transformers cannot load {self.directory}: {first_line(error)}"
                 ) from error
         model.eval()
         return model
@@ -173,7 +169,7 @@ class Checkpoint:
                 }
             except Exception as error:
                 raise CheckpointError(
-                    f"{self.directory} has no tokenizer: {_first_line(error)}; put its tokenizer.json there"
+                    f"{self.directory} has no tokenizer: {first_line(error)}; put its tokenizer.json there"
                 ) from error
 
     def _stored(self, name: str) -> str:
@@ -237,7 +233,7 @@ class Checkpoint:
                     merged.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
                 except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
                     raise CheckpointError(
-                        f"{path} cannot be read as a pickle of tensors alone: {_first_line(error)}"
+                        f"{path} cannot be read as a pickle of tensors alone: {first_line(error)}"
                     ) from error
             return merged
         try:
@@ -245,94 +241,8 @@ class Checkpoint:
                 self.directory, gguf_file=self.files[0].name, dtype=torch.float32
             )
         except Exception as error:  # see `config`
-            raise CheckpointError(f"{self.files[0]} cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(f"{self.files[0]} cannot be read: {first_line(error)}") from error
         return dict(model.state_dict())
-
-
-def open_checkpoint(
-    source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
-) -> Checkpoint:
-    """Find a checkpoint, fetching it from the hub if `source` is a hub id.
-
-    Args:
-        source: a directory, or a hub id such as `openai-community/gpt2`.
-        allow_pickle: read pickled weights, which can run any code that their author wrote, where there is nothing else.
-        trust_remote_code: run Python code that the checkpoint brings along.
-
-    Raises:
-        CheckpointError: it is not there, or not a checkpoint.
-    """
-    directory = Path(source)
-    if directory.is_file():
-        raise CheckpointError(f"{source} is a file; give the directory that it is in")
-    if not directory.is_dir():
-        directory = _download(source)
-    format_, files = _weights(directory, allow_pickle=allow_pickle)
-    if format_ != "gguf" and not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights"
-        )
-    name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
-    return Checkpoint(name, directory, format_, files, trust_remote_code)
-
-
-def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, ...]]:
-    for format_, pattern in (
-        ("safetensors", "*.safetensors"),
-        ("gguf", "*.gguf"),
-        ("pickle", "pytorch_model*.bin"),
-    ):
-        files = tuple(sorted(directory.glob(pattern)))
-        if format_ == "safetensors" and files:
-            return format_, _indexed(directory, files)
-        if format_ == "gguf" and len(files) > 1:
-            raise CheckpointError(
-                f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own"
-            )
-        if files and format_ == "pickle" and not allow_pickle:
-            raise CheckpointError(
-                f"{directory} has its weights only as a pickle ({files[0].name}), which can run any code when it is read; "
-                "convert it to safetensors, or pass --allow-pickle if you trust its author"
-            )
-        if files:
-            return format_, files
-    raise CheckpointError(f"{directory} is not a checkpoint: it has no *.safetensors and no *.gguf file")
-
-
-def _indexed(directory: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The shards that the index names; every file where there is no index."""
-    index = directory / "model.safetensors.index.json"
-    if not index.is_file():
-        single = directory / "model.safetensors"
-        return (single,) if single in files else files
-    try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: {error}; fetch it again") from error
-    missing = [shard for shard in shards if not (directory / shard).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{directory} lacks {len(missing)} of {len(shards)} shards, the first is {missing[0]}; fetch it again"
-        )
-    return tuple(directory / shard for shard in shards)
-
-
-def _download(source: str) -> Path:
-    if not _HUB_ID.fullmatch(source) or source.startswith((".", "/")):
-        raise CheckpointError(f"{source} is not a directory")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=_WANTED))
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{source} is neither a directory nor a model on the hub that you may read"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{source} is not a directory, and the hub cannot be reached: {_first_line(error)}"
-        ) from error
 
 
 def _check_tokenizer(directory: Path, tokenizer_json: bytes) -> None:
@@ -340,13 +250,13 @@ def _check_tokenizer(directory: Path, tokenizer_json: bytes) -> None:
     try:
         size = Tokenizer.from_str(tokenizer_json.decode()).get_vocab_size(with_added_tokens=False)
     except Exception as error:  # the library raises nothing more particular
-        raise CheckpointError(f"{directory}/tokenizer.json cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"{directory}/tokenizer.json cannot be read: {first_line(error)}") from error
     if not size:
         raise CheckpointError(f"{directory} has no tokenizer; put its tokenizer.json there")
 
 
 def _config_error(directory: Path, error: Exception) -> CheckpointError | UnsupportedModel:
-    text = _first_line(error)
+    text = first_line(error)
     if "trust_remote_code" in str(error):
         return CheckpointError(
             f"{directory} brings Python code of its own, which is not run; pass --trust-remote-code if you trust its author"
@@ -354,7 +264,3 @@ def _config_error(directory: Path, error: Exception) -> CheckpointError | Unsupp
     if "model type" in text:
         return UnsupportedModel(f"the installed transformers does not know this architecture: {text}")
     return CheckpointError(f"{directory} has a configuration that cannot be read: {text}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]

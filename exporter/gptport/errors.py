@@ -43,3 +43,8 @@ class DownloadError(GptportError):
 
 class ServerError(GptportError):
     """tritonserver cannot be found, started, or has ended."""
+
+
+def first_line(error: Exception) -> str:
+    """What a foreign error says first, for a message of ours."""
+    return str(error).strip().split("\n")[0][:300]

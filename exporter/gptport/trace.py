@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from . import operators, recording, swap, weights
+from . import operators, recording, rotary, swap, weights
 from .aten import DTYPES, Translator, symbolic_shape
 from .errors import GptportError, UnsupportedModel
 
@@ -98,7 +98,11 @@ def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> Pre
     config.pad_token_id = None  # models look for padding among the ids, and there are no ids
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, attn_implementation=swap.ATTENTION, dtype=dtype
+            config,
+            attn_implementation=swap.ATTENTION,
+            dtype=dtype,
+            # Where the configuration is the checkpoint's own code, the user has trusted that code already.
+            trust_remote_code=type(config).__module__.startswith("transformers_modules"),
         )
     model.eval()
     return model
@@ -234,5 +238,5 @@ def rotary_tables(
     config: PretrainedConfig, module: str, length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines, each float32 [length, pairs of a head], as the model's own rotary module makes them."""
-    cos, sin = swap.rotary_tables(meta_model(config, 1, torch.float32), module, length)
+    cos, sin = rotary.tables(meta_model(config, 1, torch.float32), module, length)
     return cos.numpy(), sin.numpy()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from gptport import cli
-from gptport.checkpoint import open_checkpoint
 from gptport.errors import CheckpointError
+from gptport.locate import open_checkpoint
 from gptport.repository import versions
 
 

@@ -21,9 +21,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.pytorch_utils import Conv1D
 
-from gptport import recording, swap
-from gptport.checkpoint import open_checkpoint
+from gptport import recording, rotary, swap
 from gptport.errors import UnsupportedModel
+from gptport.locate import open_checkpoint
 from gptport.spec import ModelSpec
 from gptport.trace import meta_model, trace
 
@@ -159,8 +159,8 @@ def rotating_neighbours(query, key, cos, sin):
 
 
 def test_it_is_told_apart_which_axes_are_rotated_together():
-    assert swap._is_interleaved(apply_rotary_pos_emb) is False
-    assert swap._is_interleaved(rotating_neighbours) is True
+    assert rotary.is_interleaved(apply_rotary_pos_emb) is False
+    assert rotary.is_interleaved(rotating_neighbours) is True
 
 
 def test_another_rotation_is_refused():
@@ -168,7 +168,7 @@ def test_another_rotation_is_refused():
         return apply_rotary_pos_emb(query, key, cos, -sin)
 
     with pytest.raises(UnsupportedModel, match="rotates neither halves nor neighbours"):
-        swap._is_interleaved(backwards)
+        rotary.is_interleaved(backwards)
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def test_rotary_angles_that_change_with_the_length_are_refused(rope_type):
     }[rope_type]
     config = tiny(LlamaConfig, rope_parameters={"rope_type": rope_type, "rope_theta": 10000.0, **parameters})
     with pytest.raises(UnsupportedModel, match=f"'{rope_type}'.*changes with the length"):
-        swap.rotary_tables(meta_model(config, 1, torch.float32), "model.rotary_emb", 4)
+        rotary.tables(meta_model(config, 1, torch.float32), "model.rotary_emb", 4)
 
 
 @pytest.mark.parametrize(

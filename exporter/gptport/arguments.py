@@ -1,0 +1,167 @@
+"""The options of the command `gptport`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    _Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; the chosen subcommand's name is in `command`."""
+    top = argparse.ArgumentParser(
+        prog="gptport",
+        description="Take a trained GPT and put it in production on Triton.",
+        allow_abbrev=False,
+    )
+    top.add_argument(
+        "--version", action="version", version=f"gptport {importlib.metadata.version('gptport')}"
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
+    for add in (_add_sample, _add_export, _add_serve, _add_generate, _add_inspect):
+        command = add(commands)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+
+def _add_sample(commands: _Commands) -> argparse.ArgumentParser:
+    command = _command(commands, "sample", "Write a small model as a Hugging Face directory.")
+    command.add_argument(
+        "name",
+        metavar="NAME",
+        help="smollm2 (93 MB to fetch), stories15m (112 MB) or gpt2-tiny (random weights)",
+    )
+    command.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="where to write it (default: checkpoints/NAME)"
+    )
+    return command
+
+
+def _add_export(commands: _Commands) -> argparse.ArgumentParser:
+    command = _command(
+        commands,
+        "export",
+        "Export a checkpoint as Triton models NAME and NAME_step, checked against torch.",
+    )
+    command.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="Hugging Face directory, hub id, or directory with a GGUF file",
+    )
+    command.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    command.add_argument("--name", help="name of the model (default: the checkpoint's)")
+    command.add_argument("--precision", default="fp32", help="fp32, or fp16 for CUDA (default: %(default)s)")
+    command.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens a sequence may have (default: the checkpoint's, at most 2048)",
+    )
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights, which can run any code their author wrote",
+    )
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
+    )
+    return command
+
+
+def _add_serve(commands: _Commands) -> argparse.ArgumentParser:
+    command = _command(commands, "serve", "Serve a model repository with tritonserver until Ctrl-C.")
+    command.add_argument(
+        "repository",
+        type=Path,
+        nargs="?",
+        default=Path("model_repository"),
+        metavar="REPOSITORY",
+        help="default: %(default)s",
+    )
+    command.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        dest="models",
+        metavar="NAME",
+        help="serve only this model; may be repeated",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    command.add_argument("--http-port", type=int, default=8000, metavar="PORT", help="default: %(default)s")
+    command.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="default: %(default)s")
+    command.add_argument(
+        "--metrics-port", type=int, default=8002, metavar="PORT", help="default: %(default)s"
+    )
+    return command
+
+
+def _add_generate(commands: _Commands) -> argparse.ArgumentParser:
+    command = _command(commands, "generate", "Generate text with a model that is served.")
+    command.add_argument(
+        "prompt", metavar="PROMPT", help="the text to go on with; - reads it from standard input"
+    )
+    command.add_argument("--model", required=True, metavar="NAME", help="the model's name")
+    command.add_argument(
+        "--url", default="localhost:8001", help="gRPC address of the server (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-tokens", type=int, default=256, metavar="N", help="most new tokens (default: %(default)s)"
+    )
+    command.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (default: %(default)s)",
+    )
+    command.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all"
+    )
+    command.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="keep the likeliest tokens up to this probability",
+    )
+    command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    command.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    command.add_argument(
+        "--loop",
+        choices=("server", "client"),
+        default="server",
+        help="who runs the loop (default: %(default)s)",
+    )
+    command.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="for --loop client where NAME itself is not served"
+    )
+    command.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long")
+    command.add_argument(
+        "--json", action="store_true", help="print one JSON object when all is there, instead of streaming"
+    )
+    return command
+
+
+def _add_inspect(commands: _Commands) -> argparse.ArgumentParser:
+    command = _command(commands, "inspect", "Show what an exported model is.")
+    command.add_argument(
+        "model", type=Path, metavar="REPOSITORY/NAME", help="folder of a model, or of one of its versions"
+    )
+    command.add_argument("--json", action="store_true", help="print the manifest as it is")
+    return command

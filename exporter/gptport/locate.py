@@ -1,0 +1,99 @@
+"""Find a checkpoint: which files it consists of, fetched from the hub if need be."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .errors import CheckpointError, first_line
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def open_checkpoint(
+    source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Find a checkpoint, fetching it from the hub if `source` is a hub id.
+
+    Args:
+        source: a directory, or a hub id such as `openai-community/gpt2`.
+        allow_pickle: read pickled weights, which can run any code that their author wrote, where there is nothing else.
+        trust_remote_code: run Python code that the checkpoint brings along.
+
+    Raises:
+        CheckpointError: it is not there, or not a checkpoint.
+    """
+    directory = Path(source)
+    if directory.is_file():
+        raise CheckpointError(f"{source} is a file; give the directory that it is in")
+    if not directory.is_dir():
+        directory = _download(source)
+    format_, files = _weights(directory, allow_pickle=allow_pickle)
+    if format_ != "gguf" and not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights"
+        )
+    name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    return Checkpoint(name, directory, format_, files, trust_remote_code)
+
+
+def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, ...]]:
+    for format_, pattern in (
+        ("safetensors", "*.safetensors"),
+        ("gguf", "*.gguf"),
+        ("pickle", "pytorch_model*.bin"),
+    ):
+        files = tuple(sorted(directory.glob(pattern)))
+        if format_ == "safetensors" and files:
+            return format_, _indexed(directory, files)
+        if format_ == "gguf" and len(files) > 1:
+            raise CheckpointError(
+                f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own"
+            )
+        if files and format_ == "pickle" and not allow_pickle:
+            raise CheckpointError(
+                f"{directory} has its weights only as a pickle ({files[0].name}), which can run any code when it is read; "
+                "convert it to safetensors, or pass --allow-pickle if you trust its author"
+            )
+        if files:
+            return format_, files
+    raise CheckpointError(f"{directory} is not a checkpoint: it has no *.safetensors and no *.gguf file")
+
+
+def _indexed(directory: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The shards that the index names; every file where there is no index."""
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        single = directory / "model.safetensors"
+        return (single,) if single in files else files
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is damaged: {error}; fetch it again") from error
+    missing = [shard for shard in shards if not (directory / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{directory} lacks {len(missing)} of {len(shards)} shards, the first is {missing[0]}; fetch it again"
+        )
+    return tuple(directory / shard for shard in shards)
+
+
+def _download(source: str) -> Path:
+    if not _HUB_ID.fullmatch(source) or source.startswith((".", "/")):
+        raise CheckpointError(f"{source} is not a directory")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=_WANTED))
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{source} is neither a directory nor a model on the hub that you may read"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{source} is not a directory, and the hub cannot be reached: {first_line(error)}"
+        ) from error
