@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from .errors import CheckpointError, UnsupportedModel, first_line
+from .locate import Location, locate
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -29,23 +29,14 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Location):
     """A checkpoint on disk.
 
     Attributes:
-        name: what the user called it, without the folders before it.
-        directory: where it is.
-        format: `safetensors`, `gguf` or `pickle`.
-        files: the files with weights.
         trust_remote_code: whether Python code in the checkpoint may run.
     """
 
-    name: str
-    directory: Path
-    format: str
-    files: tuple[Path, ...]
     trust_remote_code: bool = False
-    _index: dict[str, Path] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -67,16 +58,6 @@ class Checkpoint:
         except OSError:
             generation = None
         return ModelSpec.from_config(self.config, generation)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the configuration and the weights."""
-        digest = hashlib.sha256()
-        for path in (self.directory / "config.json", *self.files):
-            if path.exists():
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
@@ -243,6 +224,18 @@ class Checkpoint:
         except Exception as error:  # see `config`
             raise CheckpointError(f"{self.files[0]} cannot be read: {first_line(error)}") from error
         return dict(model.state_dict())
+
+
+def open_checkpoint(
+    source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
+) -> Checkpoint:
+    """The checkpoint of a directory or a hub id; see `locate`."""
+    return located(locate(source, allow_pickle=allow_pickle), trust_remote_code=trust_remote_code)
+
+
+def located(location: Location, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint that was found there."""
+    return Checkpoint(**vars(location), trust_remote_code=trust_remote_code)
 
 
 def _check_tokenizer(directory: Path, tokenizer_json: bytes) -> None:

@@ -66,7 +66,6 @@ def export(
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
         folder = staging / "version"
         folder.mkdir()
-        source_hash = background.submit(lambda: checkpoint.sha256)
         with steps.step("Tracing the graph"):
             built = graphs.build(checkpoint, precision, length)
             tokenizer = checkpoint.tokenizer_files()
@@ -81,7 +80,9 @@ def export(
         with steps.step("Comparing the graph with it"):
             parity = verify.verify(folder, manifest, expected, precision)
         with steps.step("Publishing"):
-            manifest = _finish(manifest, folder, checkpoint, source_hash.result(), files.result(), parity)
+            manifest = _finish(
+                manifest, folder, checkpoint, checkpoint.sha256.result(), files.result(), parity
+            )
             folders = _publish(repository, folder, manifest)
     return Exported(folders, manifest, parity, built.changes, built.traced_layers)
 

@@ -1,27 +1,48 @@
-"""Find a checkpoint: which files it consists of, fetched from the hub if need be."""
+"""Find a checkpoint: which files it consists of, fetched from the hub if need be.
+
+Nothing here imports torch, so that a wrong argument is answered at once.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checkpoint import Checkpoint
 from .errors import CheckpointError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
-def open_checkpoint(
-    source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
-) -> Checkpoint:
+@dataclass(frozen=True)
+class Location:
+    """The files of a checkpoint.
+
+    Attributes:
+        name: what the user called it, without the folders before it.
+        directory: where it is.
+        format: `safetensors`, `gguf` or `pickle`.
+        files: the files with weights.
+        sha256: of the configuration and the weights; computed in the background, beside what is done meanwhile.
+    """
+
+    name: str
+    directory: Path
+    format: str
+    files: tuple[Path, ...]
+    sha256: Future[str] = field(compare=False, repr=False)
+
+
+def locate(source: str, *, allow_pickle: bool = False) -> Location:
     """Find a checkpoint, fetching it from the hub if `source` is a hub id.
 
     Args:
         source: a directory, or a hub id such as `openai-community/gpt2`.
-        allow_pickle: read pickled weights, which can run any code that their author wrote, where there is nothing else.
-        trust_remote_code: run Python code that the checkpoint brings along.
+        allow_pickle: take pickled weights, which can run any code that their author wrote, where there is nothing else.
 
     Raises:
         CheckpointError: it is not there, or not a checkpoint.
@@ -32,12 +53,24 @@ def open_checkpoint(
     if not directory.is_dir():
         directory = _download(source)
     format_, files = _weights(directory, allow_pickle=allow_pickle)
-    if format_ != "gguf" and not (directory / "config.json").is_file():
+    config = directory / "config.json"
+    if format_ != "gguf" and not config.is_file():
         raise CheckpointError(
             f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights"
         )
     name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
-    return Checkpoint(name, directory, format_, files, trust_remote_code)
+    background = ThreadPoolExecutor(1)
+    sha256 = background.submit(_hash, [path for path in (config, *files) if path.is_file()])
+    background.shutdown(wait=False)
+    return Location(name, directory, format_, files, sha256)
+
+
+def _hash(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, ...]]:

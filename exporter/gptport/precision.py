@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from .errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,26 @@ class Precision:
 
     Attributes:
         name: as on the command line and in the manifest.
-        dtype: of weights, activations and the KV cache. Logits are float32 in every precision.
+        dtype_name: torch's name of the dtype of weights, activations and the KV cache. Logits are float32 in every precision.
         tolerance: the largest logit difference to the checkpoint in float32, relative to the largest logit (absolute value).
     """
 
     name: str
-    dtype: torch.dtype
+    dtype_name: str
     tolerance: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of that name."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype_name)
+        return found
 
 
 PRECISIONS: Mapping[str, Precision] = {
-    "fp32": Precision("fp32", torch.float32, 1e-4),
-    "fp16": Precision("fp16", torch.float16, 2e-2),
+    "fp32": Precision("fp32", "float32", 1e-4),
+    "fp16": Precision("fp16", "float16", 2e-2),
 }
 
 

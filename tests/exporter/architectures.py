@@ -16,9 +16,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from gptport import console, samples
+from gptport.checkpoint import open_checkpoint
 from gptport.errors import GptportError
 from gptport.export import export
-from gptport.locate import open_checkpoint
 from gptport.precision import by_name
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from gptport import manifest as manifests
+from gptport.checkpoint import open_checkpoint
 from gptport.console import Steps
 from gptport.export import export
-from gptport.locate import open_checkpoint
 from gptport.precision import by_name
 from gptport.samples import sample
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from gptport import cli
+from gptport.checkpoint import open_checkpoint
 from gptport.errors import CheckpointError
-from gptport.locate import open_checkpoint
 from gptport.repository import versions
 
 
@@ -214,12 +214,12 @@ def test_several_end_tokens_come_from_the_generation_configuration(gpt2, copy):
 
 def test_a_checkpoint_is_known_by_its_content(gpt2, copy):
     folder = copy(gpt2)
-    before = open_checkpoint(str(folder)).sha256
-    assert before == open_checkpoint(str(gpt2)).sha256
+    before = open_checkpoint(str(folder)).sha256.result()
+    assert before == open_checkpoint(str(gpt2)).sha256.result()
     content = np.fromfile(folder / "model.safetensors", np.uint8)
     content[-1] ^= 1
     content.tofile(folder / "model.safetensors")
-    assert open_checkpoint(str(folder)).sha256 != before
+    assert open_checkpoint(str(folder)).sha256.result() != before
 
 
 @pytest.mark.parametrize(

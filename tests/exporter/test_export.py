@@ -13,8 +13,8 @@ from onnx.numpy_helper import to_array
 
 from gptport import cli, manifest, verify
 from gptport import graph as graphs
+from gptport.checkpoint import open_checkpoint
 from gptport.errors import RepositoryError, UsageError, VerificationError
-from gptport.locate import open_checkpoint
 from gptport.precision import by_name
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"

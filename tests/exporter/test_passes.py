@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gptport import passes, weights
+from gptport.checkpoint import open_checkpoint
 from gptport.dialects import onnxruntime as dialect
 from gptport.errors import CheckpointError, UnsupportedModel
-from gptport.locate import open_checkpoint
 from gptport.operators import DOMAIN
 from gptport.passes.cancel_views import cancel_views
 from gptport.passes.fuse_attention import fuse_attention

@@ -22,8 +22,8 @@ from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.pytorch_utils import Conv1D
 
 from gptport import recording, rotary, swap
+from gptport.checkpoint import open_checkpoint
 from gptport.errors import UnsupportedModel
-from gptport.locate import open_checkpoint
 from gptport.spec import ModelSpec
 from gptport.trace import meta_model, trace
 
