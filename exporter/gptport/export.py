@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from . import graph as graphs
 from . import repository as repositories
 from . import triton_config, verify
 from .dialects import onnxruntime as dialect
-from .errors import UnsupportedModel, UsageError
+from .errors import RepositoryError, UnsupportedModel, UsageError
 from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
 
 if TYPE_CHECKING:
@@ -99,23 +100,33 @@ def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
 
 
 def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: Steps) -> None:
-    for file, content in tokenizer.items():
-        (folder / file).write_bytes(content)
     sizes = [
         value.const_value.nbytes
         for value in model.graph.initializers.values()
         if value.const_value is not None
     ]
-    with steps.step("Writing the weights", sum(sizes)) as advance:
-        ir.save(
-            model,
-            folder / GRAPH,
-            external_data=WEIGHTS,
-            callback=lambda tensor, _: advance(tensor.nbytes),
-            max_workers=2,
-            max_in_flight_bytes=256 << 20,
-            alignment=4096,  # so that onnxruntime can map the weights instead of reading them
+    total, free = sum(sizes), shutil.disk_usage(folder).free
+    if free < total:
+        raise RepositoryError(
+            f"the weights take {total:,} bytes, and {free:,} are free on the disk of {folder.parent.parent}"
         )
+    try:
+        for file, content in tokenizer.items():
+            (folder / file).write_bytes(content)
+        with steps.step("Writing the weights", total) as advance:
+            ir.save(
+                model,
+                folder / GRAPH,
+                external_data=WEIGHTS,
+                callback=lambda tensor, _: advance(tensor.nbytes),
+                max_workers=2,
+                max_in_flight_bytes=256 << 20,
+                alignment=4096,  # so that onnxruntime can map the weights instead of reading them
+            )
+    except OSError as error:
+        raise RepositoryError(
+            f"writing {total:,} bytes beside the repository failed: {error}; nothing was changed"
+        ) from error
 
 
 def _hash_and_sync(folder: Path) -> dict[str, File]:

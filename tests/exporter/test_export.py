@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -297,3 +299,23 @@ def test_the_command_says_what_it_wrote_fused_and_measured(llama, tmp_path, caps
     )
     assert "largest difference to torch" in said
     assert "the checkpoint takes 4096, see --max-length" in said
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(gpt2, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert cli.main(["export", str(gpt2), "--repository", str(tmp_path / "repository")]) == 1
+    assert re.search(
+        r"the weights take [\d,]+ bytes, and 1,000 are free on the disk of", capsys.readouterr().err
+    )
+    assert not list((tmp_path / "repository").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(gpt2, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onnx_ir.save", full)
+    assert cli.main(["export", str(gpt2), "--repository", str(tmp_path / "repository")]) == 1
+    assert "No space left on device; nothing was changed" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
