@@ -29,7 +29,6 @@ _EXTRA_OF = {
     "torch": "export",
     "transformers": "export",
     "onnx_ir": "export",
-    "onnxscript": "export",
     "safetensors": "export",
     "rich": "export",
     "onnxruntime": "export",
