@@ -29,13 +29,6 @@ class Publisher(Protocol):
         """Show the present counts."""
 
 
-class NoPublisher:
-    """For an engine that nobody watches."""
-
-    def publish(self, tally: Tally) -> None:
-        """Do nothing."""
-
-
 class TritonPublisher:
     """Publishes on Triton's own endpoint, through the `triton_python_backend_utils` module given to it.
 

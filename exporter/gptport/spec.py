@@ -21,7 +21,6 @@ class ModelSpec:
         heads: query heads of a layer.
         kv_heads: key and value heads of a layer; `heads` is a multiple of it.
         head_dim: width of one head.
-        hidden_size: width of the residual stream.
         vocab_size: rows of the embedding, which is the width of the logits.
         context_length: positions the checkpoint was made for, in tokens.
         bos_token_id: the id that begins a text, if there is one.
@@ -34,7 +33,6 @@ class ModelSpec:
     heads: int
     kv_heads: int
     head_dim: int
-    hidden_size: int
     vocab_size: int
     context_length: int
     bos_token_id: int | None
@@ -62,7 +60,6 @@ class ModelSpec:
             if getattr(config, "multi_query", False)
             else getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
-            hidden_size=hidden,
             vocab_size=_number(config, "vocab_size"),
             context_length=_number(config, "max_position_embeddings"),
             bos_token_id=getattr(config, "bos_token_id", None),
