@@ -139,9 +139,9 @@ def _manifest(
     model: ir.Model, checkpoint: Checkpoint, name: str, precision: Precision, max_length: int
 ) -> Manifest:
     spec = checkpoint.spec
-    inputs, outputs = (
-        [_tensor(value) for value in values] for values in (model.graph.inputs, model.graph.outputs)
-    )
+    inputs = [_tensor(value) for value in model.graph.inputs if not value.is_initializer()]
+    optional = [_tensor(value) for value in model.graph.inputs if value.is_initializer()]
+    outputs = [_tensor(value) for value in model.graph.outputs]
     pasts, presents = inputs[3:], outputs[1:]
     if len(pasts) != 2 * spec.layers:
         raise UnsupportedModel(
@@ -164,7 +164,8 @@ def _manifest(
         tokens=Tokens(spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
-        roles={tensor.name: tensor.name for tensor in (*inputs[:3], outputs[0])},
+        optional_inputs=tuple(optional),
+        roles={tensor.name: tensor.name for tensor in (*inputs[:3], *optional, outputs[0])},
         kv_cache=KVCache(spec.layers, spec.kv_heads, spec.head_dim, pasts[0].dtype, tensors),
         source={},
         verification={},

@@ -91,6 +91,7 @@ class Manifest:
     verification: dict[str, float]
     tools: dict[str, str]
     files: dict[str, File]
+    optional_inputs: tuple[Tensor, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -147,6 +148,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         "tokens": Tokens(tokens["bos"], tuple(tokens["eos"]), tokens["pad"]),
         "inputs": _tensors(document["inputs"]),
         "outputs": _tensors(document["outputs"]),
+        "optional_inputs": _tensors(document["optional_inputs"]),
         "kv_cache": KVCache(
             **{**cache, "tensors": tuple(CacheTensor(**tensor) for tensor in cache["tensors"])}
         ),

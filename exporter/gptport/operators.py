@@ -11,7 +11,7 @@ arithmetic. Everything else of a model (residual additions, embeddings, soft cap
 | Linear | x [...,in], weight, bias? | [...,out] | transposed: 0 for a weight [out,in], 1 for [in,out] |
 | Norm | x, weight, bias? | normalized over the last axis | kind: `rms` or `layer`; epsilon; offset: added to the weight |
 | Activation | x | the same shape | kind: a key of `swap.ACTIVATIONS` |
-| LastPosition | x [B,S,H], position_ids, seqlens_k | [B,H]: row b at the position seqlens_k[b] | |
+| LastPosition | x [B,S,H], position_ids, seqlens_k | [B,H]: row b at the position seqlens_k[b]; more if the caller asks | |
 
 The functions take and give tensors on the meta device.
 """

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx.numpy_helper import to_array
 
@@ -128,6 +129,23 @@ def test_logits_are_those_of_torch_up_to_the_last_position(
     for position in range(40, length):
         assert_same_logits(run.append([ids[position]]), expected[position])
     assert_same_logits(start(version).append(ids), expected[-1])
+
+
+def test_logits_of_other_positions_may_be_asked_for(gpt2, exported, in_torch):
+    version, ids = exported(gpt2).folders["gpt2"], tokens(24)
+    session = onnxruntime.InferenceSession(version / GRAPH)
+    feeds = {
+        value.name: np.zeros((2, value.shape[1], 24, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past")
+    }
+    feeds["input_ids"] = np.array([ids, [*ids[:9], *[0] * 15]])
+    feeds["position_ids"] = np.tile(np.arange(24), (2, 1))
+    feeds["seqlens_k"] = np.array([23, 8], np.int32)
+    feeds["logits_offsets"] = np.array([8, 3, 0])
+    logits = session.run(["logits"], feeds)[0]
+    for row, position in enumerate([15, 20, 23, 0, 5, 8]):
+        assert_same_logits(logits[row], in_torch(gpt2, ids)[position])
 
 
 def test_several_shards_give_the_same_files_as_one(llama, llama_sharded, exported):

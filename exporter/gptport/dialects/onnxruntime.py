@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..passes import Context
 
 NAME = "onnxruntime"
+LOGITS_OFFSETS = "logits_offsets"
 OPSETS = {"": 21, "com.microsoft": 1}
 
 
@@ -77,7 +78,10 @@ def _activation(_: ir.Graph, node: ir.Node) -> ir.Value:
 
 
 def _last_position(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """x[b, seqlens_k[b] − position_ids[b, 0]]: the valid tokens of this call begin at the row's first position."""
+    """x[b, seqlens_k[b] − position_ids[b, 0] − logits_offsets[i]] as row b · offsets + i.
+
+    The valid tokens of this call begin at the row's first position. The offsets are [0] unless a caller asks for more.
+    """
     x, position_ids, seqlens_k = node.inputs
     first = _insert(node, "Gather", [position_ids, constant(graph, [0])], {"axis": 1})
     last = _insert(
@@ -85,7 +89,21 @@ def _last_position(graph: ir.Graph, node: ir.Node) -> ir.Value:
         "Unsqueeze",
         [_insert(node, "Cast", [seqlens_k], {"to": ir.DataType.INT64}), constant(graph, [1])],
     )
-    return _insert(node, "GatherND", [x, _insert(node, "Sub", [last, first])], {"batch_dims": 1})
+    asked = _insert(node, "Sub", [_insert(node, "Sub", [last, first]), _logits_offsets(graph)])
+    inside = _insert(node, "Max", [asked, constant(graph, [0])])
+    places = _insert(node, "Unsqueeze", [inside, constant(graph, [2])])
+    found = _insert(node, "GatherND", [x, places], {"batch_dims": 1})
+    hidden = node.outputs[0].shape[-1]  # type: ignore[index]
+    return _insert(node, "Reshape", [found, constant(graph, [-1, hidden])])
+
+
+def _logits_offsets(graph: ir.Graph) -> ir.Value:
+    """An initializer that is an input too: whoever calls the graph may leave it out."""
+    value = constant(graph, [0], name=LOGITS_OFFSETS)
+    value.shape = ir.Shape(["offsets"])
+    if value not in graph.inputs:
+        graph.inputs.append(value)
+    return value
 
 
 def _insert(
