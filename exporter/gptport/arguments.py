@@ -64,7 +64,36 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         help="default: %(default)s",
     )
     command.add_argument("--name", help="name of the model (default: the checkpoint's)")
-    command.add_argument("--precision", default="fp32", help="fp32, or fp16 for CUDA (default: %(default)s)")
+    command.add_argument(
+        "--precision",
+        default="fp32",
+        help="fp32, int8 or int4; for CUDA also fp16 or bf16 (default: %(default)s)",
+    )
+    command.add_argument(
+        "--quantization", metavar="HOW", help="for int8 and int4: rtn (default), k_quant, hqq"
+    )
+    command.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="weights that share a scale, for int8 and int4 (default: 32)",
+    )
+    command.add_argument(
+        "--symmetric", action="store_true", default=None, help="int8 and int4 without zero points"
+    )
+    command.add_argument(
+        "--compute", metavar="DTYPE", help="what int8 and int4 compute in: fp32 (default), fp16 or bf16"
+    )
+    command.add_argument(
+        "--max-perplexity-increase",
+        type=_share,
+        metavar="SHARE",
+        help="such as 2%%: fail if the perplexity of the evaluation text rises by more "
+        "(default: 0.1%% for fp32, 1%% fp16, 3%% bf16 and int8, 25%% int4)",
+    )
+    command.add_argument(
+        "--evaluation-text", type=Path, metavar="FILE", help="text to compare on (default: a piece of prose)"
+    )
     command.add_argument(
         "--max-length",
         type=int,
@@ -165,3 +194,11 @@ def _add_inspect(commands: _Commands) -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="print the manifest as it is")
     return command
+
+
+def _share(text: str) -> float:
+    """A share such as 2% or 0.02."""
+    number = float(text.removesuffix("%"))
+    if not 0 <= number < float("inf"):
+        raise ValueError
+    return number / 100 if text.endswith("%") else number

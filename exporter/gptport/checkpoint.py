@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,27 @@ class Checkpoint(Location):
             if self.format == "safetensors"
             else tuple(self._loaded[stored].shape)
         )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the stored tensors have."""
+        return sum(math.prod(shape) for _, shape in self._safetensors.values())
+
+    def empty_reference(self) -> PreTrainedModel:
+        """The model itself, in torch, float32, with its buffers and without its weights."""
+        from accelerate import init_empty_weights
+
+        architecture: Any = AutoModelForCausalLM
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = architecture.from_config(
+                self.config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=self.trust_remote_code,
+            )
+        model.tie_weights()
+        model.eval()
+        return model
 
     def reference(self) -> PreTrainedModel:
         """The model itself, in torch, float32, loaded by transformers."""

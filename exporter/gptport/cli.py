@@ -100,7 +100,14 @@ def _sample(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from . import locate, precision, repository
 
-    chosen = precision.by_name(options.precision)
+    chosen = precision.chosen(
+        options.precision,
+        algorithm=options.quantization,
+        block_size=options.block_size,
+        symmetric=options.symmetric,
+        compute=options.compute,
+        max_perplexity_increase=options.max_perplexity_increase,
+    )
     if options.name is not None:
         repository.checked_name(options.name)
     location = locate.locate(options.checkpoint, allow_pickle=options.allow_pickle)
@@ -110,7 +117,9 @@ def _export(options: argparse.Namespace) -> None:
     source = checkpoint.located(location, trust_remote_code=options.trust_remote_code)
     name = options.name or source.name
     with console.Steps() as steps:
-        exported = export.export(source, options.repository, name, chosen, options.max_length, steps)
+        exported = export.export(
+            source, options.repository, name, chosen, options.max_length, steps, options.evaluation_text
+        )
     _print(report.exported(exported, source))
 
 

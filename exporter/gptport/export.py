@@ -16,6 +16,7 @@ from . import triton_config, verify
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
 from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
+from .reference import evaluation_text, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 DEFAULT_MAX_LENGTH = 2048
+_VERIFICATION = (
+    "tokens",
+    "max_abs_logit_difference",
+    "greedy_agreement",
+    "text_tokens",
+    "text_greedy_agreement",
+    "checkpoint_perplexity",
+    "perplexity",
+)
 _TOOLS = ("gptport", "torch", "transformers", "onnx-ir", "onnxruntime")
 
 
@@ -56,14 +66,16 @@ def export(
     precision: Precision,
     max_length: int | None,
     steps: Steps,
+    evaluation: Path | None = None,
 ) -> Exported:
-    """Export a checkpoint as the models `name` and `name`_step.
+    """Export a checkpoint as the models `name` and `name`_step, compared on the text in the file `evaluation`, or on one of ours.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
     """
     name = repositories.checked_name(name)
     length = _max_length(checkpoint, max_length)
+    text = evaluation_text(evaluation)
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
         folder = staging / "version"
         folder.mkdir()
@@ -74,7 +86,7 @@ def export(
         # the comparison below.
         written = background.submit(_write, built.model, tokenizer, folder, steps)
         with steps.step("Running the checkpoint in torch"):
-            expected = verify.reference(checkpoint, tokenizer["tokenizer.json"], length)
+            expected = reference(checkpoint, tokenizer["tokenizer.json"], length, text)
         written.result()
         files = background.submit(_hash_and_sync, folder)
         manifest = _manifest(built.model, checkpoint, name, precision, length)
@@ -198,11 +210,7 @@ def _finish(
             "format": checkpoint.format,
             "sha256": sha256,
         },
-        verification={
-            "tokens": parity.tokens,
-            "max_abs_logit_difference": parity.max_abs_logit_difference,
-            "greedy_agreement": parity.greedy_agreement,
-        },
+        verification={field: getattr(parity, field) for field in _VERIFICATION},
         tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
         files=files,
     )

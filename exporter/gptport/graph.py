@@ -48,7 +48,9 @@ def build(checkpoint: Checkpoint, precision: Precision, max_length: int) -> Grap
     except unroll.LayersDiffer:
         traced = trace(config, spec, spec.layers, precision.dtype)
         model = unroll.unroll(traced, spec.layers)
-    context = passes.Context(spec, max_length, lambda module: rotary_tables(config, module, max_length))
+    context = passes.Context(
+        spec, max_length, lambda module: rotary_tables(config, module, max_length), precision.quantization
+    )
     changes = passes.run(model, dialect.PASSES, context)
     weights.attach(model.graph, checkpoint, traced.aliases)
     _strip(model.graph)

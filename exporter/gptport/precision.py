@@ -1,8 +1,8 @@
-"""The precisions of an export: which dtype the graph computes in and how close to the checkpoint its logits have to be."""
+"""The precisions of an export: what the graph stores and computes in, and how close to the checkpoint it has to be."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 
     import torch
 
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How the matrices of a model are stored in integers.
+
+    Attributes:
+        algorithm: a key of `ALGORITHMS`.
+        bits: of a weight, 4 or 8. The head and the token embedding have 8 in either case.
+        block_size: weights that share a scale, along the input features.
+        symmetric: whether the integers stand for values around zero; otherwise each block has a zero point.
+    """
+
+    algorithm: str
+    bits: int
+    block_size: int = 32
+    symmetric: bool = False
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -19,13 +38,18 @@ class Precision:
 
     Attributes:
         name: as on the command line and in the manifest.
-        dtype_name: torch's name of the dtype of weights, activations and the KV cache. Logits are float32 in every precision.
+        dtype_name: torch's name of the dtype of activations, the KV cache and all weights that are not quantized.
+            Logits are float32 in every precision.
         tolerance: the largest logit difference to the checkpoint in float32, relative to the largest logit (absolute value).
+        max_perplexity_increase: the most that the perplexity of a text may rise, relative to the checkpoint's.
+        quantization: of the weights, if there is any.
     """
 
     name: str
     dtype_name: str
     tolerance: float
+    max_perplexity_increase: float
+    quantization: Quantization | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,10 +60,56 @@ class Precision:
         return found
 
 
+# A difference to the checkpoint says little about weights in integers: there the perplexity decides, and the tolerance finds
+# graphs that are wrong.
 PRECISIONS: Mapping[str, Precision] = {
-    "fp32": Precision("fp32", "float32", 1e-4),
-    "fp16": Precision("fp16", "float16", 2e-2),
+    "fp32": Precision("fp32", "float32", 1e-4, 0.001),
+    "fp16": Precision("fp16", "float16", 2e-2, 0.01),
+    "bf16": Precision("bf16", "bfloat16", 1e-1, 0.03),
+    "int8": Precision("int8", "float32", 0.5, 0.03, Quantization("rtn", 8)),
+    "int4": Precision("int4", "float32", 1.0, 0.25, Quantization("rtn", 4)),
 }
+
+ALGORITHMS: Mapping[str, str] = {
+    "rtn": "round to nearest",
+    "k_quant": "a search for the scale and the zero point of each block that lose least; minutes for a large model",
+    "hqq": "half-quadratic: zero points that are not whole numbers; onnxruntime's CPU kernel for them is slow",
+}
+
+
+def chosen(
+    name: str,
+    *,
+    algorithm: str | None = None,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    compute: str | None = None,
+    max_perplexity_increase: float | None = None,
+) -> Precision:
+    """The precision of that name, changed in what is given.
+
+    Raises:
+        UsageError: there is none, or it has nothing of that kind to change.
+    """
+    found = by_name(name)
+    if found.quantization is not None:
+        default = found.quantization
+        quantization = Quantization(
+            algorithm or default.algorithm,
+            default.bits,
+            default.block_size if block_size is None else block_size,
+            default.symmetric if symmetric is None else symmetric,
+        )
+        found = replace(found, quantization=_checked(quantization))
+    elif any(value is not None for value in (algorithm, block_size, symmetric, compute)):
+        raise UsageError(f"{name} is not quantized; --quantization and its like go with int8 and int4")
+    if compute is not None:
+        if compute not in ("fp32", "fp16", "bf16"):
+            raise UsageError(f"--compute {compute!r} is not one of fp32, fp16, bf16")
+        found = replace(found, dtype_name=PRECISIONS[compute].dtype_name)
+    if max_perplexity_increase is not None:
+        found = replace(found, max_perplexity_increase=max_perplexity_increase)
+    return found
 
 
 def by_name(name: str) -> Precision:
@@ -51,3 +121,17 @@ def by_name(name: str) -> Precision:
     if name not in PRECISIONS:
         raise UsageError(f"precision {name!r} is not one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
+
+
+def _checked(quantization: Quantization) -> Quantization:
+    if quantization.algorithm not in ALGORITHMS:
+        raise UsageError(f"--quantization {quantization.algorithm!r} is not one of {', '.join(ALGORITHMS)}")
+    if quantization.block_size not in BLOCK_SIZES:
+        raise UsageError(
+            f"--block-size {quantization.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}"
+        )
+    if quantization.algorithm == "hqq" and quantization.bits != 4:
+        raise UsageError("hqq goes with int4; 8-bit weights lose little by rtn")
+    if quantization.symmetric and quantization.algorithm != "rtn":
+        raise UsageError(f"{quantization.algorithm} needs zero points; --symmetric goes with rtn")
+    return quantization

@@ -48,6 +48,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
         f"of logits up to {parity.max_abs_logit:.3g}",
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
+        "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {_rise(parity.perplexity_increase)}",
     }
     return _table(rows)
 
@@ -82,6 +83,10 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         for name, file in manifest.files.items()
     }
     return _table(rows)
+
+
+def _rise(share: float) -> str:
+    return f"{share:+.2%} to torch" if abs(share) >= 5e-5 else "as in torch"
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -1,50 +1,34 @@
 """Parity with the checkpoint in torch: the written graph, run by onnxruntime as a server runs it, must give its logits.
 
-Compared are a prefill alone, a ragged right-padded batch of prefills, a prefill in two chunks, and decode steps of that batch,
-all with past and present in the same memory, against one uncached forward pass of each row in torch float32.
+Compared are the prefill of a text at every position, a ragged right-padded batch of prefills, a prefill in two chunks, and decode
+steps of that batch, all with past and present in the same memory, against uncached forward passes in torch float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 import torch
-from tokenizers import Tokenizer
+from torch.nn import functional
 
+from . import parts
 from .errors import VerificationError
+from .reference import RAGGED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from .checkpoint import Checkpoint
     from .manifest import Manifest
     from .precision import Precision
+    from .reference import Reference
 
-_TEXT = (
-    "The history of the lighthouse begins with open fires on hilltops. A keeper would climb the stairs at dusk, trim the wick, "
-    "and wind the clockwork that turned the lens; at 4:30 he wrote down the weather. “Ships,” he said, “don't wait – they pass.” "
-    "In 1858 the first electric arc lamp was tried, and def light(hours): return hours * 60 would have told him the minutes."
-)
-_PREFILL_LENGTHS = (3, 21, 12, 1)
-_DECODE_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the checkpoint says.
-
-    Attributes:
-        rows: token ids of each row, prefill and decode together.
-        logits: float32 [tokens of the row, vocab] of each row.
-    """
-
-    rows: tuple[NDArray[np.int64], ...]
-    logits: tuple[NDArray[np.float32], ...]
+    Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -56,127 +40,164 @@ class Parity:
         max_abs_logit_difference: the largest difference of a logit.
         max_abs_logit: the largest logit of the checkpoint, for scale.
         greedy_agreement: share of positions whose likeliest token is the same.
+        text_tokens: tokens of the evaluation text.
+        text_greedy_agreement: share of its positions whose likeliest next token is the same.
+        checkpoint_perplexity: of the text, by the checkpoint.
+        perplexity: of the text, by the graph.
+        differences: the largest difference of a logit at each position of the text.
+        parts: in how many parts the graph was run, one after the other; 1 if it was run as it is.
     """
 
     tokens: int
     max_abs_logit_difference: float
     max_abs_logit: float
     greedy_agreement: float
+    text_tokens: int
+    text_greedy_agreement: float
+    checkpoint_perplexity: float
+    perplexity: float
+    differences: tuple[float, ...]
+    parts: int
+
+    @property
+    def perplexity_increase(self) -> float:
+        """Relative to the checkpoint's."""
+        return self.perplexity / self.checkpoint_perplexity - 1
 
 
-def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int) -> Reference:
-    """Run the checkpoint in torch on a text, uncached."""
-    lengths = [min(n + _DECODE_STEPS, max_length) for n in _PREFILL_LENGTHS]
-    ids = Tokenizer.from_str(tokenizer_json.decode()).encode(_TEXT, add_special_tokens=False).ids
-    ids = [i for i in ids if i < checkpoint.spec.vocab_size] or [0]
-    starts = np.cumsum([0, *lengths[:-1]])
-    rows = tuple(
-        np.resize(np.roll(np.array(ids, np.int64), -start), n)
-        for start, n in zip(starts, lengths, strict=True)
-    )
-    model = checkpoint.reference()
-    with torch.no_grad():
-        # One padded batch: what stands behind a row does not change it, every token looks back only.
-        padded = torch.from_numpy(np.stack([np.pad(row, (0, max(lengths) - len(row))) for row in rows]))
-        together = model(padded, use_cache=False).logits.float().numpy()
-    logits = tuple(together[i, : len(row)] for i, row in enumerate(rows))
-    return Reference(rows, logits)
+@dataclass(frozen=True)
+class _Compared:
+    """Logits [positions, vocab] of the graph and of the checkpoint, and what gave them."""
+
+    what: str
+    got: Logits
+    expected: Logits
+
+    @cached_property
+    def differences(self) -> NDArray[np.float32]:
+        """The largest of each position."""
+        found: NDArray[np.float32] = np.array(
+            [np.abs(a - b).max() for a, b in zip(self.got, self.expected, strict=True)]
+        )
+        return found
+
+    @cached_property
+    def agreements(self) -> NDArray[np.bool_]:
+        """Whether the likeliest token is the same, for each position."""
+        found: NDArray[np.bool_] = self.got.argmax(1) == self.expected.argmax(1)
+        return found
 
 
 def verify(folder: Path, manifest: Manifest, expected: Reference, precision: Precision) -> Parity:
     """Compare the graph in `folder` with the checkpoint.
 
     Raises:
-        VerificationError: a logit differs by more than the precision allows, or is not a number.
+        VerificationError: a logit differs by more than the precision allows, or is not a number; or the perplexity of the text
+            rises by more than it allows.
     """
-    pairs = _Runs(folder, manifest, expected).pairs()
-    for what, got, _ in pairs:
-        if not np.isfinite(got).all():
+    runs = _Runs(manifest, expected)
+    count = parts.run(folder, manifest, runs.calls)
+    compared = list(runs.compared())
+    for each in compared:
+        if not np.isfinite(each.got).all():
             raise VerificationError(
-                f"the {precision.name} graph gives logits that are not numbers ({what}): the range is too small for this model"
+                f"the {precision.name} graph gives logits that are not numbers ({each.what}): its range is too small "
+                "for this model; use another --precision"
             )
-    worst, difference = max(
-        ((what, float(np.abs(a - b).max())) for what, a, b in pairs), key=lambda pair: pair[1]
-    )
-    largest = max(float(np.abs(b).max()) for _, _, b in pairs)
-    if difference > precision.tolerance * largest:
+    parity = _parity(compared, expected, count)
+    worst = max(compared, key=lambda each: float(each.differences.max()))
+    allowed = precision.tolerance * parity.max_abs_logit
+    if parity.max_abs_logit_difference > allowed:
         raise VerificationError(
-            f"the graph differs from the checkpoint by {difference:.3g} ({worst}); {precision.name} allows "
-            f"{precision.tolerance * largest:.3g} for logits as large as {largest:.3g}. Nothing was written"
+            f"the graph differs from the checkpoint by {parity.max_abs_logit_difference:.3g} ({worst.what}); "
+            f"{precision.name} allows {allowed:.3g} for logits as large as {parity.max_abs_logit:.3g}. Nothing was written"
         )
-    agreement = sum(int(a.argmax() == b.argmax()) for _, a, b in pairs) / len(pairs)
-    return Parity(len(pairs), difference, largest, agreement)
+    if not parity.perplexity_increase <= precision.max_perplexity_increase:
+        raise VerificationError(
+            f"the perplexity of the evaluation text rises by {parity.perplexity_increase:.1%}, from "
+            f"{parity.checkpoint_perplexity:.4g} to {parity.perplexity:.4g}; {precision.name} allows "
+            f"{precision.max_perplexity_increase:.1%}. Nothing was written; try another --quantization or --block-size, or "
+            "allow more with --max-perplexity-increase"
+        )
+    return parity
+
+
+def _parity(compared: Sequence[_Compared], expected: Reference, count: int) -> Parity:
+    agreements = np.concatenate([each.agreements for each in compared])
+    text = compared[0]
+    return Parity(
+        tokens=len(agreements),
+        max_abs_logit_difference=float(max(each.differences.max() for each in compared)),
+        max_abs_logit=float(max(max(each.expected.max(), -each.expected.min()) for each in compared)),
+        greedy_agreement=float(agreements.mean()),
+        text_tokens=len(expected.text),
+        text_greedy_agreement=float(text.agreements.mean()),
+        checkpoint_perplexity=_perplexity(text.expected, expected.text),
+        perplexity=_perplexity(text.got, expected.text),
+        differences=tuple(map(float, text.differences)),
+        parts=count,
+    )
+
+
+def _perplexity(logits: Logits, ids: NDArray[np.int64]) -> float:
+    """exp of the mean negative log-likelihood of each token after the first."""
+    return float(
+        functional.cross_entropy(torch.from_numpy(logits[:-1]), torch.from_numpy(ids[1:])).double().exp()
+    )
 
 
 class _Runs:
-    """The graph, run on the rows of a reference."""
+    """The calls that are compared."""
 
-    def __init__(self, folder: Path, manifest: Manifest, expected: Reference) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        self.session = onnxruntime.InferenceSession(
-            folder / manifest.graph, options, providers=["CPUExecutionProvider"]
-        )
-        self.manifest = manifest
-        self.expected = expected
-        self.prefill = [min(n, len(row)) for n, row in zip(_PREFILL_LENGTHS, expected.rows, strict=True)]
-
-    def pairs(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
-        """(what was run, the graph's logits, the checkpoint's) for each position compared."""
-        return [*self._alone(), *self._chunked(), *self._batched()]
-
-    def _alone(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
-        row, logits = self.expected.rows[1], self.expected.logits[1]
-        return [("prefill", self._call(self._cache(1), [row], [0])[0], logits[-1])]
-
-    def _chunked(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
-        row, logits, middle = self.expected.rows[1], self.expected.logits[1], len(self.expected.rows[1]) // 2
-        cache = self._cache(1)
-        first = self._call(cache, [row[:middle]], [0])[0]
-        second = self._call(cache, [row[middle:]], [middle])[0]
-        return [
-            ("first chunk of a prefill", first, logits[middle - 1]),
-            ("second chunk of a prefill", second, logits[-1]),
+    def __init__(self, manifest: Manifest, expected: Reference) -> None:
+        self._manifest = manifest
+        self._expected = expected
+        rows, text = expected.rows, expected.text
+        self._prefill = [min(n, len(row)) for n, row in zip(RAGGED, rows, strict=True)]
+        self._steps = min(len(row) - n for row, n in zip(rows, self._prefill, strict=True))
+        middle = self._middle = len(rows[1]) // 2
+        self.calls = [
+            self._call("text", [text], [0], np.arange(len(text))[::-1]),
+            self._call("chunks", [rows[1][:middle]], [0]),
+            self._call("chunks", [rows[1][middle:]], [middle]),
+            self._call(
+                "batch", [row[:n] for row, n in zip(rows, self._prefill, strict=True)], [0] * len(rows)
+            ),
         ]
+        for step in range(self._steps):
+            at = [n + step for n in self._prefill]
+            self.calls.append(self._call("batch", [r[n : n + 1] for r, n in zip(rows, at, strict=True)], at))
 
-    def _batched(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
-        rows, expected, lengths = self.expected.rows, self.expected.logits, self.prefill
-        cache = self._cache(len(rows))
-        got = self._call(cache, [row[:n] for row, n in zip(rows, lengths, strict=True)], [0] * len(rows))
-        pairs = [("batched prefill", got[i], expected[i][n - 1]) for i, n in enumerate(lengths)]
-        for step in range(min(len(row) - n for row, n in zip(rows, lengths, strict=True))):
-            at = [n + step for n in lengths]
-            got = self._call(cache, [row[n : n + 1] for row, n in zip(rows, at, strict=True)], at)
-            pairs += [(f"decode step {step + 1}", got[i], expected[i][n]) for i, n in enumerate(at)]
-        return pairs
-
-    def _cache(self, batch: int) -> list[NDArray[np.generic]]:
-        cache = self.manifest.kv_cache
-        length = max(len(row) for row in self.expected.rows)
-        return [np.zeros((batch, cache.kv_heads, length, cache.head_dim), cache.dtype) for _ in cache.tensors]
+    def compared(self) -> Iterator[_Compared]:
+        """The logits of the calls, after they were run, beside the checkpoint's; those of the text first."""
+        text, first, second, *batch = (
+            call.values[self._manifest.roles["logits"]].numpy() for call in self.calls
+        )
+        rows, middle = self._expected.row_logits, self._middle
+        yield _Compared("prefill of a text", text, self._expected.text_logits)
+        yield _Compared("first chunk of a prefill", first, rows[1][middle - 1 : middle])
+        yield _Compared("second chunk of a prefill", second, rows[1][-1:])
+        for step, got in enumerate(batch):
+            at = [n - 1 + step for n in self._prefill]
+            what = f"decode step {step}" if step else "batched prefill"
+            yield _Compared(what, got, np.stack([row[n] for row, n in zip(rows, at, strict=True)]))
 
     def _call(
-        self, cache: list[NDArray[np.generic]], rows: list[NDArray[np.int64]], starts: list[int]
-    ) -> NDArray[np.float32]:
-        """One run on right-padded rows, past and present in the same memory; float32 [rows, vocab]."""
+        self,
+        cache: str,
+        rows: list[NDArray[np.int64]],
+        starts: list[int],
+        offsets: NDArray[np.int64] | None = None,
+    ) -> parts.Call:
+        """A call on right-padded rows."""
         width = max(len(row) for row in rows)
-        roles, binding = self.manifest.roles, self.session.io_binding()
+        last = [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)]
         inputs = {
             "input_ids": np.stack([np.pad(row, (0, width - len(row))) for row in rows]),
             "position_ids": np.array(starts, np.int64)[:, None] + np.arange(width),
-            "seqlens_k": np.array(
-                [start + len(row) - 1 for start, row in zip(starts, rows, strict=True)], np.int32
-            ),
+            "seqlens_k": np.array(last, np.int32),
+            "logits_offsets": np.zeros(1, np.int64) if offsets is None else offsets,
         }
-        for role, values in inputs.items():
-            binding.bind_cpu_input(roles[role], np.ascontiguousarray(values))
-        for tensor, values in zip(self.manifest.kv_cache.tensors, cache, strict=True):
-            memory = ("cpu", 0, values.dtype, values.shape, values.ctypes.data)
-            binding.bind_input(tensor.past, *memory)
-            binding.bind_output(tensor.present, *memory)
-        binding.bind_output(roles["logits"])
-        self.session.run_with_iobinding(binding)
-        logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()
-        return logits
+        named = {self._manifest.roles[role]: np.ascontiguousarray(value) for role, value in inputs.items()}
+        length = len(self._expected.text) if cache == "text" else max(map(len, self._expected.rows))
+        return parts.Call(cache, len(rows), length, named)

@@ -1,17 +1,23 @@
-"""What an initializer is made of: tensors of the checkpoint, concatenated, transposed, cast; read when it is written."""
+"""What an initializer is made of: tensors of the checkpoint, joined, transposed, cast, quantized; read when it is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx_ir as ir
 import torch
 
 from .errors import CheckpointError
+from .quantize import LazyBlocks, blocks_of, zero_points_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .precision import Quantization
 
     Read = Callable[[str], torch.Tensor]
 
@@ -52,6 +58,16 @@ class Weight:
         return (tensor.float() + self.offset if self.offset else tensor).to(dtype).contiguous()
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a matrix [N, K] that is stored in integers: `attribute` of its `quantize.Blocks`."""
+
+    weight: Weight
+    shape: tuple[int, ...]
+    quantization: Quantization
+    attribute: str
+
+
 def parameter(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
     """A new initializer, the parameter of that name; it gets its values from `attach`."""
     return _register(graph, name, Weight((name,)), dtype, shape)
@@ -66,8 +82,10 @@ def of(value: ir.Value) -> Weight:
 
 def transpose(value: ir.Value) -> ir.Value:
     """A new initializer, the transpose of a matrix."""
-    weight, shape = of(value), _shape(value)
-    return _like(value, f"{value.name}.T", replace(weight, transposed=not weight.transposed), shape[::-1])
+    weight = of(value)
+    return _like(
+        value, f"{value.name}.T", replace(weight, transposed=not weight.transposed), shape(value)[::-1]
+    )
 
 
 def offset(value: ir.Value, by: float) -> ir.Value:
@@ -75,15 +93,49 @@ def offset(value: ir.Value, by: float) -> ir.Value:
     return (
         value
         if by == 0
-        else _like(value, f"{value.name}+{by:g}", replace(of(value), offset=by), _shape(value))
+        else _like(value, f"{value.name}+{by:g}", replace(of(value), offset=by), shape(value))
     )
 
 
 def concatenate(values: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
     """A new initializer, several concatenated along `axis`."""
-    shape = list(_shape(values[0]))
-    shape[axis] = sum(_shape(value)[axis] for value in values)
-    return _like(values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), shape)
+    whole = list(shape(values[0]))
+    whole[axis] = sum(shape(value)[axis] for value in values)
+    return _like(values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), whole)
+
+
+def is_parameter(value: ir.Value) -> bool:
+    """Whether an initializer is made of parameters alone, as they are in the checkpoint."""
+    return isinstance(value.meta.get(_META), Weight)
+
+
+def in_blocks(
+    value: ir.Value, quantization: Quantization, *, for_rows: bool = False
+) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """New initializers that store a matrix [N, K] in integers: packed, scales and, unless it is symmetric, zero points.
+
+    They have the shapes of `quantize.Blocks`; `for_rows` gives the scales and the zero points of 8-bit blocks three axes, so that
+    rows can be gathered from the same packed matrix.
+    """
+    (n, k), dtype = shape(value), value.dtype
+    assert dtype is not None
+    count = blocks_of(k, quantization)
+    width = zero_points_width(k, quantization)
+    kind = f"{value.name}.{quantization.bits}bit"
+    last, suffix = ((1,), ".rows") if for_rows else ((), "")
+    zero_dtype = dtype if quantization.algorithm == "hqq" else ir.DataType.UINT8
+    whole = (n, count, quantization.block_size * quantization.bits // 8)
+
+    def part(attribute: str, suffix: str, dtype: ir.DataType, dims: Sequence[int]) -> ir.Value:
+        assert isinstance(value.graph, ir.Graph)
+        recipe = Part(of(value), (n, k), quantization, attribute)
+        return _register(value.graph, f"{kind}.{attribute}{suffix}", recipe, dtype, dims)
+
+    packed = part("packed", "", ir.DataType.UINT8, whole)
+    scales = part("scales", suffix, dtype, (n, count, *last))
+    if quantization.symmetric:
+        return packed, scales, None
+    return packed, scales, part("zero_points", suffix, zero_dtype, (n, width, *last))
 
 
 class Source(Protocol):
@@ -109,23 +161,38 @@ def attach(graph: ir.Graph, source: Source, aliases: Mapping[str, Sequence[str]]
     Raises:
         CheckpointError: the checkpoint lacks a parameter, or has it in another shape.
     """
+    lazy: dict[tuple[Weight, Quantization], LazyBlocks] = {}
     for value in graph.initializers.values():
-        if _META in value.meta:
-            weight = of(value)
-            names = tuple(
-                next((n for n in (name, *aliases.get(name, ())) if n in source), name)
-                for name in weight.names
+        recipe = value.meta.get(_META)
+        if recipe is None:
+            continue
+        weight = recipe if isinstance(recipe, Weight) else recipe.weight
+        weight = replace(weight, names=_stored_names(weight, source, aliases))
+        _check_shape(weight, source, recipe.shape if isinstance(recipe, Part) else shape(value))
+        assert value.dtype is not None
+        if isinstance(recipe, Part):
+            blocks = lazy.setdefault(
+                (weight, recipe.quantization), LazyBlocks(_matrix(weight, source.tensor), recipe.quantization)
             )
-            weight = replace(weight, names=names)
-            found, wanted = weight.shape([source.shape(name) for name in names]), _shape(value)
-            if found != wanted:
-                raise CheckpointError(
-                    f"{' + '.join(names)} has shape {list(found)} in the checkpoint, and {list(wanted)} by its configuration; "
-                    "its weights and its config.json are not of the same model"
-                )
-            assert value.dtype is not None
+            reader = _part_reader(blocks.expect(recipe.attribute), value)
+        else:
             reader = _reader(weight, source.tensor, TORCH_DTYPES[value.dtype])
-            value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(wanted), name=value.name)
+        value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(shape(value)), name=value.name)
+
+
+def _stored_names(weight: Weight, source: Source, aliases: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    return tuple(
+        next((n for n in (name, *aliases.get(name, ())) if n in source), name) for name in weight.names
+    )
+
+
+def _check_shape(weight: Weight, source: Source, wanted: tuple[int, ...]) -> None:
+    found = weight.shape([source.shape(name) for name in weight.names])
+    if found != wanted:
+        raise CheckpointError(
+            f"{' + '.join(weight.names)} has shape {list(found)} in the checkpoint, and {list(wanted)} by its configuration; "
+            "its weights and its config.json are not of the same model"
+        )
 
 
 def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.TensorProtocol]:
@@ -138,30 +205,45 @@ def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.T
     return tensor
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
+def _matrix(weight: Weight, read: Read) -> Callable[[], NDArray[np.float32]]:
+    return lambda: weight.read(read, torch.float32).numpy()
+
+
+def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:
+    def tensor() -> ir.TensorProtocol:
+        assert value.dtype is not None
+        return ir.Tensor(
+            take().reshape(shape(value)).astype(value.dtype.numpy(), copy=False), dtype=value.dtype
+        )
+
+    return tensor
+
+
+def shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of an initializer."""
     return tuple(int(dim) for dim in value.shape or ())  # type: ignore[arg-type]
 
 
-def _like(value: ir.Value, name: str, weight: Weight, shape: Sequence[int]) -> ir.Value:
+def _like(value: ir.Value, name: str, weight: Weight, dims: Sequence[int]) -> ir.Value:
     assert isinstance(value.graph, ir.Graph)
     assert value.dtype is not None
-    return _register(value.graph, name, weight, value.dtype, shape)
+    return _register(value.graph, name, weight, value.dtype, dims)
 
 
 def _register(
-    graph: ir.Graph, name: str, weight: Weight, dtype: ir.DataType, shape: Sequence[int]
+    graph: ir.Graph, name: str, recipe: Weight | Part, dtype: ir.DataType, dims: Sequence[int]
 ) -> ir.Value:
     if name not in graph.initializers:
-        placeholder = ir.LazyTensor(_unattached, dtype, ir.Shape(shape), name=name)
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=placeholder)
-        value.meta[_META] = weight
+        placeholder = ir.LazyTensor(_unattached, dtype, ir.Shape(dims), name=name)
+        value = ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype), const_value=placeholder)
+        value.meta[_META] = recipe
         graph.register_initializer(value)
     return graph.initializers[name]
 
 
 def renamed(value: ir.Value, name: str) -> ir.Value:
     """A new initializer like another, for the parameter of another name."""
-    return _like(value, name, Weight((name,)), _shape(value))
+    return _like(value, name, Weight((name,)), shape(value))
 
 
 def _unattached() -> ir.TensorProtocol:

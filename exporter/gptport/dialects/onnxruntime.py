@@ -16,6 +16,7 @@ from ..passes.fuse_attention import fuse_attention
 from ..passes.fuse_bias_activation import fuse_bias_activation
 from ..passes.fuse_skip_norm import fuse_skip_norm
 from ..passes.pack_projections import pack_projections
+from ..passes.quantize_matrices import quantize_matrices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,5 +134,6 @@ PASSES = (
     cancel_views,
     fuse_skip_norm,
     fuse_bias_activation,
+    quantize_matrices,
     lower,
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..precision import Quantization
     from ..spec import ModelSpec
 
     Pass = Callable[[ir.Graph, "Context"], int]
@@ -35,11 +36,13 @@ class Context:
         spec: the model.
         max_length: tokens a sequence may have.
         rotary: path of a rotary module → its cosines and sines, each float32 [max_length, head_dim / 2].
+        quantization: how matrices are stored, if not as they are.
     """
 
     spec: ModelSpec
     max_length: int
     rotary: Callable[[str], tuple[NDArray[np.float32], NDArray[np.float32]]]
+    quantization: Quantization | None = None
 
 
 def run(model: ir.Model, passes: Sequence[Pass], context: Context) -> dict[str, int]:

@@ -1,0 +1,148 @@
+"""The written graph, run on the CPU part by part, so that a model larger than memory can be run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from .manifest import Manifest
+
+_WHOLE = 1 << 30  # bytes of weights up to which the graph is one part
+_PART = 256 << 20
+
+
+@dataclass
+class Call:
+    """A call of the graph.
+
+    Attributes:
+        cache: calls with the same one continue each other.
+        rows, length: of that cache.
+        inputs: name → value, all but the cache.
+        values: what the parts computed so far for those after them, and in the end the logits.
+    """
+
+    cache: str
+    rows: int
+    length: int
+    inputs: dict[str, NDArray[np.generic]]
+    values: dict[str, onnxruntime.OrtValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Part:
+    nodes: list[onnx.NodeProto]
+    takes: list[str]
+    gives: list[str]
+
+
+def run(folder: Path, manifest: Manifest, calls: Sequence[Call]) -> int:
+    """Run the calls, each by all parts of the graph, past and present in the same memory; how many parts there were.
+
+    The values of every call are then those that the graph's outputs have, but for the cache.
+    """
+    graph = onnx.load(folder / manifest.graph, load_external_data=False)
+    parts = list(_cut(graph.graph, _PART if _weight_bytes(graph.graph) > _WHOLE else None))
+    for call in calls:
+        call.values.update(
+            {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in call.inputs.items()}
+        )
+    for part in parts:
+        session = _session(folder, graph, part, calls[0].values)
+        caches: dict[str, dict[str, onnxruntime.OrtValue]] = {}
+        for call in calls:
+            _run(session, part, manifest, call, caches.setdefault(call.cache, {}))
+    return len(parts)
+
+
+def _cut(graph: onnx.GraphProto, limit: int | None) -> Iterator[_Part]:
+    """Consecutive nodes with at most `limit` bytes of weights together, or a single node."""
+    sizes = {each.name: _bytes(each) for each in graph.initializer}
+    pieces: list[list[onnx.NodeProto]] = [[]]
+    held: set[str] = set()
+    for node in graph.node:
+        held |= {name for name in node.input if name in sizes}
+        if limit is not None and pieces[-1] and sum(sizes[name] for name in held) > limit:
+            pieces.append([])
+            held = {name for name in node.input if name in sizes}
+        pieces[-1].append(node)
+    last_use = {name: i for i, nodes in enumerate(pieces) for node in nodes for name in node.input}
+    last_use |= {output.name: len(pieces) for output in graph.output}
+    for i, nodes in enumerate(pieces):
+        made = [name for node in nodes for name in node.output if name]
+        used = dict.fromkeys(name for node in nodes for name in node.input if name)
+        inner = {*made, *(sizes.keys() - {each.name for each in graph.input})}
+        gives = [name for name in made if last_use.get(name, -1) > i]
+        yield _Part(nodes, [name for name in used if name not in inner], gives)
+
+
+def _session(
+    folder: Path, model: onnx.ModelProto, part: _Part, values: dict[str, onnxruntime.OrtValue]
+) -> onnxruntime.InferenceSession:
+    whole = model.graph
+    declared = {each.name: each for each in (*whole.input, *whole.output)}
+    used = {name for node in part.nodes for name in node.input}
+    graph = helper.make_graph(
+        part.nodes,
+        whole.name,
+        [declared[name] if name in declared else _declared(name, values[name]) for name in part.takes],
+        [declared.get(name, onnx.ValueInfoProto(name=name)) for name in part.gives],
+        [each for each in whole.initializer if each.name in used],
+    )
+    cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return onnxruntime.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _declared(name: str, value: onnxruntime.OrtValue) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, value.element_type(), [None] * len(value.shape()))
+
+
+def _run(
+    session: onnxruntime.InferenceSession,
+    part: _Part,
+    manifest: Manifest,
+    call: Call,
+    cache: dict[str, onnxruntime.OrtValue],
+) -> None:
+    binding = session.io_binding()
+    kept = {tensor.present: tensor.past for tensor in manifest.kv_cache.tensors}
+    shape = (call.rows, manifest.kv_cache.kv_heads, call.length, manifest.kv_cache.head_dim)
+    for name in part.takes:
+        if name in kept.values() and name not in cache:
+            cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, manifest.kv_cache.dtype))
+        if name in cache or name in call.values:
+            binding.bind_ortvalue_input(name, cache.get(name) or call.values[name])
+    for name in part.gives:
+        if name in kept:
+            binding.bind_ortvalue_output(name, cache[kept[name]])
+        else:
+            binding.bind_output(name)
+    session.run_with_iobinding(binding)
+    for name, value in zip(part.gives, binding.get_outputs_as_ortvaluevector(), strict=True):
+        if name not in kept:
+            call.values[name] = onnxruntime.OrtValue(value)
+
+
+def _weight_bytes(graph: onnx.GraphProto) -> int:
+    return sum(map(_bytes, graph.initializer))
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize

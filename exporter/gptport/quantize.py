@@ -1,0 +1,163 @@
+"""Matrices in integers, block by block, by onnxruntime's quantizers, as `MatMulNBits` and `GatherBlockQuantized` read them."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from .precision import Quantization
+
+_ROWS = 4096  # quantized at once: what it takes beside the matrix itself stays small
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix [N, K] in blocks of `block_size` along K.
+
+    Attributes:
+        packed: uint8 [N, blocks, bytes of a block], the lower half of a byte first for 4 bits.
+        scales: float32 [N, blocks].
+        zero_points: uint8 [N, ⌈blocks · bits / 8⌉], packed in the same way; float32 [N, blocks] by hqq; None if symmetric.
+    """
+
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[Any] | None
+
+
+def quantize(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
+    """Quantize a matrix [N, K]."""
+    by = _ALGORITHMS[quantization.algorithm]
+    parts = [by(matrix[row : row + _ROWS], quantization) for row in range(0, len(matrix), _ROWS)]
+    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    return Blocks(
+        np.concatenate([part.packed for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zero_points) if zero_points else None,
+    )
+
+
+def blocks_of(features: int, quantization: Quantization) -> int:
+    """How many blocks a row of that many input features has; the last may be padded."""
+    return -(-features // quantization.block_size)
+
+
+def zero_points_width(features: int, quantization: Quantization) -> int:
+    """Columns of `Blocks.zero_points`."""
+    count = blocks_of(features, quantization)
+    return count if quantization.algorithm == "hqq" else -(-count * quantization.bits // 8)
+
+
+class LazyBlocks:
+    """The blocks of a matrix that is quantized when the first of its parts is asked for, and forgotten after the last."""
+
+    def __init__(self, read: Callable[[], NDArray[np.float32]], quantization: Quantization) -> None:
+        self._read = read
+        self._quantization = quantization
+        self._blocks: Blocks | None = None
+        self._parts = 0
+        self._taken: set[str] = set()
+        self._lock = threading.Lock()
+
+    def expect(self, part: str) -> Callable[[], NDArray[Any]]:
+        """A function that gives the attribute `part` of `Blocks`, once."""
+        self._parts += 1
+        return lambda: self._take(part)
+
+    def _take(self, part: str) -> NDArray[Any]:
+        with self._lock:
+            if self._blocks is None:
+                self._blocks = quantize(self._read(), self._quantization)
+            found: NDArray[Any] = getattr(self._blocks, part)
+            self._taken.add(part)
+            if len(self._taken) == self._parts:
+                self._blocks, self._taken = None, set()
+            return found
+
+
+def _rtn(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
+    )
+
+    config = DefaultWeightOnlyQuantConfig(
+        bits=quantization.bits, block_size=quantization.block_size, is_symmetric=quantization.symmetric
+    )
+    packed, scales, zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
+        np.ascontiguousarray(matrix.T)
+    )
+    return Blocks(packed, scales, None if quantization.symmetric else zero_points)
+
+
+def _k_quant(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
+    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+    blocks = _padded(matrix, quantization).reshape(-1, quantization.block_size)
+    with np.errstate(divide="ignore", invalid="ignore"):  # blocks whose values are all the same
+        values, scales, zero_points = quant_tensor_k_quant_cpu(
+            blocks, quantization.bits, quantization.block_size
+        )
+    # Such a block comes back as zeros; its value v is |v| · (1 - 0), or |v| · (0 - 1).
+    same = blocks.min(1, keepdims=True) == blocks.max(1, keepdims=True)
+    first = blocks[:, :1]
+    values = np.where(same, first > 0, values).astype(np.uint8)
+    scales = np.where(same, np.abs(first), scales).astype(np.float32)
+    zero_points = np.where(same, first < 0, zero_points).astype(np.uint8)
+    rows = len(matrix)
+    return Blocks(
+        _pack(values.reshape(rows, -1, quantization.block_size), quantization.bits),
+        scales.reshape(rows, -1),
+        _pack(zero_points.reshape(rows, -1), quantization.bits),
+    )
+
+
+def _hqq(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
+    import torch
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        HQQWeightOnlyQuantConfig,
+        HQQWeightOnlyQuantizer,
+    )
+
+    config = HQQWeightOnlyQuantConfig(block_size=quantization.block_size, bits=quantization.bits)
+    values, scales, zero_points = HQQWeightOnlyQuantizer(config).quantize_internal(
+        torch.from_numpy(_padded(matrix, quantization)),
+        bits=quantization.bits,
+        group_size=quantization.block_size,
+    )
+    rows = len(matrix)
+    blocks = values.numpy().astype(np.uint8).reshape(rows, -1, quantization.block_size)
+    return Blocks(
+        _pack(blocks, quantization.bits),
+        scales.reshape(rows, -1).numpy(),
+        zero_points.reshape(rows, -1).numpy(),
+    )
+
+
+def _padded(matrix: NDArray[np.float32], quantization: Quantization) -> NDArray[np.float32]:
+    """With zeros up to a whole block."""
+    return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % quantization.block_size)))
+
+
+def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Two values of 4 bits in a byte, along the last axis, the first in the lower half; 8 bits as they are."""
+    if bits == 8:
+        return values
+    if values.shape[-1] % 2:
+        values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
+    return np.bitwise_or(values[..., 0::2], np.left_shift(values[..., 1::2], 4), dtype=np.uint8)
+
+
+_ALGORITHMS: dict[str, Callable[[NDArray[np.float32], Quantization], Blocks]] = {
+    "rtn": _rtn,
+    "k_quant": _k_quant,
+    "hqq": _hqq,
+}

@@ -1,0 +1,131 @@
+"""What the checkpoint says in torch, float32, without a cache: what the written graph is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from .errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+    from .checkpoint import Checkpoint
+
+TEXT_TOKENS = 257  # the last one has no successor in the text: 256 predictions
+RAGGED = (3, 21, 12, 1)  # tokens of the prefills of a batch
+DECODE_STEPS = 8
+_WHOLE = 1 << 30  # bytes of a model in float32 up to which it is loaded at once
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the checkpoint says.
+
+    Attributes:
+        text: token ids of the evaluation text, [tokens].
+        text_logits: float32 [tokens, vocab].
+        rows: token ids of each row of a ragged batch, prefill and decode together.
+        row_logits: float32 [tokens of the row, vocab] of each row.
+        streamed: whether the model was too large to be loaded at once, and ran module by module.
+    """
+
+    text: NDArray[np.int64]
+    text_logits: NDArray[np.float32]
+    rows: tuple[NDArray[np.int64], ...]
+    row_logits: tuple[NDArray[np.float32], ...]
+    streamed: bool
+
+
+def evaluation_text(path: Path | None) -> str:
+    """The text in a file; without one, the beginning of Lewis Carroll's Alice's Adventures in Wonderland (1865, public domain).
+
+    Raises:
+        UsageError: the file cannot be read, or has no text.
+    """
+    if path is None:
+        return resources.files(__package__).joinpath("evaluation.txt").read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise UsageError(
+            f"{path} has no text; give a text of some hundred words, such as the model is meant for"
+        )
+    return text
+
+
+def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, text: str) -> Reference:
+    """Run the checkpoint in torch on the beginning of a text, and on pieces of it as a ragged batch."""
+    ids = Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids
+    known = np.array([i for i in ids if i < checkpoint.spec.vocab_size] or [0], np.int64)
+    lengths = [min(n + DECODE_STEPS, max_length) for n in RAGGED]
+    starts = np.cumsum([len(known) // 2, *lengths[:-1]])
+    rows = tuple(np.resize(np.roll(known, -start), n) for start, n in zip(starts, lengths, strict=True))
+    whole = np.resize(known, min(TEXT_TOKENS, max_length))
+    streamed = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
+    model = _streamed(checkpoint) if streamed else checkpoint.reference()
+    # One padded batch: what stands behind a row does not change it, every token looks back only.
+    padded = np.stack([np.pad(row, (0, max(lengths) - len(row))) for row in rows])
+    together = _logits(model, padded)
+    return Reference(
+        whole,
+        _logits(model, whole[None])[0],
+        rows,
+        tuple(together[i, : len(row)] for i, row in enumerate(rows)),
+        streamed,
+    )
+
+
+def _logits(model: PreTrainedModel, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+    return logits
+
+
+def _streamed(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model without its weights: each module reads its own before it runs, and forgets them after."""
+    from accelerate import cpu_offload
+
+    model = checkpoint.empty_reference()
+    cpu_offload(model, torch.device("cpu"), state_dict=_Float32(checkpoint, _aliases(model)))
+    return model
+
+
+class _Float32(Mapping[str, torch.Tensor]):
+    """Parameter → values, read from the checkpoint each time."""
+
+    def __init__(self, checkpoint: Checkpoint, aliases: dict[str, tuple[str, ...]]) -> None:
+        self._checkpoint = checkpoint
+        self._aliases = aliases
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        stored = next(each for each in self._aliases[name] if each in self._checkpoint)
+        return self._checkpoint.tensor(stored).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._aliases)
+
+    def __len__(self) -> int:
+        return len(self._aliases)
+
+
+def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:
+    """Parameter → its names, itself the first: a checkpoint has a tied parameter under one of them."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), []).append(name)
+    return {
+        name: (name, *(each for each in group if each != name)) for group in names.values() for name in group
+    }
