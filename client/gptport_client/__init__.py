@@ -6,7 +6,10 @@ with Client("localhost:8001", model="smollm2") as client:
     print(client.generate("The capital of France is", max_tokens=16).text)
 """
 
-from gptport_client._client import Client, Loop
+from gptport_client._async_client import AsyncClient
+from gptport_client._client import Client
+from gptport_client._core import Loop
+from gptport_client._endpoint import TLS
 from gptport_client._errors import (
     Cancelled,
     ConnectionError,  # noqa: A004 - ours; catch it as gptport_client.ConnectionError
@@ -16,17 +19,25 @@ from gptport_client._errors import (
     ModelNotFound,
     ProtocolError,
     QueueFull,
+    SequenceLost,
     ServerError,
     ServerNotReady,
 )
 from gptport_client._model import ModelInfo
 from gptport_client._params import SamplingParams
+from gptport_client._processors import Processor, from_transformers
 from gptport_client._prompt import Prompt
 from gptport_client._results import Chunk, FinishReason, Result, Timings, Usage
-from gptport_client._stream import Stream
-from gptport_client._transport import Call, Transport
+from gptport_client._retry import Retry
+from gptport_client._stream import AsyncStream, Stream
+from gptport_client._transport import AsyncCall, AsyncTransport, Call, Transport
 
 __all__ = [
+    "TLS",
+    "AsyncCall",
+    "AsyncClient",
+    "AsyncStream",
+    "AsyncTransport",
     "Call",
     "Cancelled",
     "Chunk",
@@ -39,15 +50,19 @@ __all__ = [
     "Loop",
     "ModelInfo",
     "ModelNotFound",
+    "Processor",
     "Prompt",
     "ProtocolError",
     "QueueFull",
     "Result",
+    "Retry",
     "SamplingParams",
+    "SequenceLost",
     "ServerError",
     "ServerNotReady",
     "Stream",
     "Timings",
     "Transport",
     "Usage",
+    "from_transformers",
 ]

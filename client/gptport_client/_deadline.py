@@ -29,3 +29,7 @@ class Deadline:
                 request_id,
             )
         return left
+
+    def allows(self, seconds: float) -> bool:
+        """Whether more than `seconds` are left."""
+        return self._end is None or time.monotonic() + seconds < self._end

@@ -9,6 +9,7 @@ GptportError                 anything that can go wrong with a request; carries 
 ├── DeadlineExceeded         `timeout` passed
 ├── Cancelled                the request was cancelled: by closing the stream or the client, or by the server
 ├── ServerError              the server failed while it worked on the request
+│   └── SequenceLost         the server dropped a sequence of the client's own loop; carries `confirmed`
 └── ProtocolError            the server answered something that this client does not understand
 """
 
@@ -57,6 +58,18 @@ class Cancelled(GptportError):  # noqa: N818
 
 class ServerError(GptportError):
     """The server failed while it worked on the request."""
+
+
+class SequenceLost(ServerError):  # noqa: N818
+    """The server no longer has a sequence, because it idled too long, or the server or the model was started again.
+
+    Attributes:
+        confirmed: tokens that the sequence had; `resume()` of its session computes them again.
+    """
+
+    def __init__(self, message: str, request_id: str = "", confirmed: int = 0) -> None:
+        super().__init__(message, request_id)
+        self.confirmed = confirmed
 
 
 class ProtocolError(GptportError):

@@ -8,13 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gptport_client._errors import InvalidRequest
+from gptport_client._processors import process
 from gptport_client._results import Chunk, FinishReason, Usage
 from gptport_client._sampling import Sampler
 from gptport_client._text import Detokenizer, StopFilter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gptport_client._model import ModelConfig
     from gptport_client._params import SamplingParams
+    from gptport_client._processors import Processor
     from gptport_client._sampling import Logits
     from gptport_client._tokenizer import Tokenizer
 
@@ -31,15 +35,22 @@ class Generation:
     """
 
     def __init__(
-        self, prompt: tuple[int, ...], params: SamplingParams, model: ModelConfig, tokenizer: Tokenizer
+        self,
+        prompt: tuple[int, ...],
+        params: SamplingParams,
+        processors: Sequence[Processor],
+        model: ModelConfig,
+        tokenizer: Tokenizer,
     ) -> None:
         _check_prompt(prompt, model)
         self.pending = prompt
         self.finished = False
+        self._ids = list(prompt)
         self._prompt_tokens = len(prompt)
         self._limit = min(params.max_tokens, model.max_length - len(prompt))
         self._eos = model.eos_token_ids
         self._sampler = Sampler(params)
+        self._processors = processors
         self._detokenizer = Detokenizer(tokenizer, prompt)
         self._stop = StopFilter(params.stop_strings)
         self._tokens = 0
@@ -52,8 +63,9 @@ class Generation:
 
     def accept(self, logits: Logits) -> Chunk | None:
         """Choose a token from `logits [vocab]`; the chunk that it completes, if it does."""
-        token = self._sampler.draw(logits)
+        token = self._sampler.draw(process(logits, self._ids, self._processors))
         self.pending = (token,)
+        self._ids.append(token)
         self._tokens += 1
         self._unsent.append(token)
         text = self._stop.push(self._detokenizer.push(token))

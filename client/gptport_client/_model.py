@@ -97,4 +97,4 @@ def read_config(config: Any) -> ModelConfig:
 def _kind(name: str) -> Kind:
     if name not in ("text", "step"):
         raise ValueError(f"gptport_kind is {name!r}, not text or step")
-    return cast(Kind, name)
+    return cast("Kind", name)

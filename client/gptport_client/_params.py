@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypedDict
 
 import numpy as np
 
@@ -16,7 +17,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen and when generation ends.
+    """How the next token is chosen and when generation ends. What is left at its default is not sent.
 
     Attributes:
         max_tokens: most new tokens, 1 to 2³¹-1; generation also ends where the model's length is reached.
@@ -50,6 +51,32 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, whatever it was given as."""
         return tuple(self.stop)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    stop: str | tuple[str, ...] | list[str]
+
+
+def sampling_params(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
+    """`params` (by default, all defaults) with the `options` in their place.
+
+    Raises:
+        InvalidRequest: an option is unknown or out of range.
+    """
+    if params is not None and not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params is a {type(params).__name__}; give a SamplingParams")
+    known = [field.name for field in fields(SamplingParams)]
+    unknown = options.keys() - set(known)
+    if unknown:
+        raise InvalidRequest(f"{min(unknown)} is no parameter; there are {', '.join(known)}")
+    return replace(params or SamplingParams(), **options)
 
 
 def check_integer(field: str, value: object, low: int, high: int) -> None:

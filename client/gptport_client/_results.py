@@ -18,7 +18,7 @@ def finish_reason(name: str) -> FinishReason:
     """
     if name not in ("stop", "length", "cancelled"):
         raise ProtocolError(f"the server ended with the unknown finish reason {name!r}; update this client")
-    return cast(FinishReason, name)
+    return cast("FinishReason", name)
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Timings:
     Attributes:
         time_to_first_token: from asking to the first piece.
         total: from asking to the last piece.
+        inter_token: mean time between tokens after the first piece; None if all tokens came at once.
     """
 
     time_to_first_token: float
     total: float
+    inter_token: float | None = None
 
 
 @dataclass(frozen=True)

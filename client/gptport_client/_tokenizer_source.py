@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from typing import TYPE_CHECKING
 
 from gptport_client._errors import InvalidRequest, ModelNotFound, ProtocolError, ServerNotReady
 from gptport_client._tokenizer import TOKENIZER_FILE, Tokenizer, TokenizerCache, parse_tokenizer
-from gptport_client._wire import file_request, read_file
 
 if TYPE_CHECKING:
     from gptport_client._deadline import Deadline
+    from gptport_client._flow import Flow
     from gptport_client._model import ModelConfig
-    from gptport_client._transport import Transport
+    from gptport_client._served import ServedModel
 
 
 class TokenizerSource:
-    """The tokenizers of the text model `model`, by the hash that the step model's configuration names."""
+    """The tokenizers of a text model, by the hash that the step model's configuration names.
 
-    def __init__(
-        self, transport: Transport, model: str, given: Tokenizer | None, cache: TokenizerCache
-    ) -> None:
-        self._transport = transport
+    Who asks at once, before the first has an answer, fetches too; that does no harm.
+    """
+
+    def __init__(self, model: ServedModel, given: Tokenizer | None, cache: TokenizerCache) -> None:
         self._model = model
         self._given = given
         self._cache = cache
         self._parsed: dict[str, Tokenizer] = {}
-        self._lock = threading.Lock()
 
-    def get(self, config: ModelConfig, deadline: Deadline, request_id: str) -> Tokenizer:
+    def get(self, config: ModelConfig, deadline: Deadline, request_id: str) -> Flow[Tokenizer]:
         """The tokenizer for the step model of `config`.
 
         Raises:
@@ -43,36 +41,26 @@ class TokenizerSource:
             raise InvalidRequest(
                 f"model {config.name!r} names no tokenizer; pass tokenizer= to the client", request_id
             )
-        with self._lock:  # threads that ask at once fetch once
-            if sha256 not in self._parsed:
-                content = self._cache.read(sha256) or self._fetch(sha256, deadline, request_id)
-                self._parsed[sha256] = parse_tokenizer(content, f"of {self._model}")
-            return self._parsed[sha256]
+        if sha256 not in self._parsed:
+            content = self._cache.read(sha256) or (yield from self._fetch(sha256, deadline, request_id))
+            self._parsed[sha256] = parse_tokenizer(content, f"of {self._model.name}")
+        return self._parsed[sha256]
 
-    def _fetch(self, sha256: str, deadline: Deadline, request_id: str) -> bytes:
+    def _fetch(self, sha256: str, deadline: Deadline, request_id: str) -> Flow[bytes]:
+        name = self._model.name
         try:
-            content = self._request(deadline, request_id)
+            content = yield from self._model.file(TOKENIZER_FILE, deadline, request_id)
         except (ModelNotFound, ServerNotReady) as error:
             raise type(error)(
-                f"no tokenizer for the client's loop: it would come from the text model {self._model!r}, "
+                f"no tokenizer for the client's loop: it would come from the text model {name!r}, "
                 f"which the server does not serve; pass tokenizer= (a tokenizer.json) to the client. {error}"
             ) from error
         found = hashlib.sha256(content).hexdigest()
         if found != sha256:
             raise ProtocolError(
-                f"the tokenizer of {self._model!r} has the sha256 {found}, the step model expects {sha256}: "
+                f"the tokenizer of {name!r} has the sha256 {found}, the step model expects {sha256}: "
                 "the two models are not from one export; export them again or pass tokenizer=",
                 request_id,
             )
         self._cache.write(content)
         return content
-
-    def _request(self, deadline: Deadline, request_id: str) -> bytes:
-        request = file_request(self._model, request_id, TOKENIZER_FILE)
-        call = self._transport.stream(request, deadline.remaining(request_id))
-        contents = [content for response in call if (content := read_file(response)) is not None]
-        if len(contents) != 1:
-            raise ProtocolError(
-                f"the server sent {len(contents)} files instead of one; pass tokenizer=", request_id
-            )
-        return contents[0]

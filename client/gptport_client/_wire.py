@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -22,24 +23,33 @@ InferRequest: TypeAlias = Any
 InferResponse: TypeAlias = Any
 
 
+# Field of SamplingParams → its tensor's name and datatype.
+PARAMETER_TENSORS = {
+    "max_tokens": ("max_tokens", "INT32"),
+    "temperature": ("temperature", "FP32"),
+    "top_k": ("top_k", "INT32"),
+    "top_p": ("top_p", "FP32"),
+    "seed": ("seed", "UINT64"),
+    "stop": ("stop_words", "BYTES"),
+}
+_NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
+
+
 def text_request(
     model: str, request_id: str, prompt: str | Sequence[int], params: SamplingParams, *, stream: bool
 ) -> InferRequest:
-    """Ask the text model to continue a prompt."""
+    """Ask the text model to continue a prompt. Parameters at their defaults are left out."""
     request = _request(model, request_id)
     if isinstance(prompt, str):
-        _add_strings(request, "text_input", (prompt,))
+        _add_values(request, "text_input", "BYTES", (prompt,))
     else:
-        _add(request, "input_ids", "INT32", (len(prompt),), np.asarray(prompt, "<i4").tobytes())
-    _add(request, "max_tokens", "INT32", (1,), struct.pack("<i", params.max_tokens))
-    _add(request, "temperature", "FP32", (1,), struct.pack("<f", params.temperature))
-    _add(request, "top_k", "INT32", (1,), struct.pack("<i", params.top_k))
-    _add(request, "top_p", "FP32", (1,), struct.pack("<f", params.top_p))
-    if params.seed is not None:
-        _add(request, "seed", "UINT64", (1,), struct.pack("<Q", params.seed))
-    if params.stop_strings:
-        _add_strings(request, "stop_words", params.stop_strings)
-    _add(request, "stream", "BOOL", (1,), struct.pack("<?", stream))
+        _add_values(request, "input_ids", "INT32", prompt)
+    for field in fields(params):
+        value = getattr(params, field.name)
+        if value != field.default:
+            name, datatype = PARAMETER_TENSORS[field.name]
+            _add_values(request, name, datatype, value if isinstance(value, tuple) else (value,))
+    _add_values(request, "stream", "BOOL", (stream,))
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
 
@@ -125,10 +135,13 @@ def _add(request: InferRequest, name: str, datatype: str, shape: Sequence[int], 
     request.raw_input_contents.append(data)
 
 
-def _add_strings(request: InferRequest, name: str, strings: Sequence[str]) -> None:
-    encoded = [string.encode() for string in strings]
-    data = b"".join(struct.pack("<I", len(string)) + string for string in encoded)
-    _add(request, name, "BYTES", (len(strings),), data)
+def _add_values(request: InferRequest, name: str, datatype: str, values: Sequence[Any]) -> None:
+    if datatype == "BYTES":
+        encoded = [value.encode() for value in values]
+        data = b"".join(struct.pack("<I", len(value)) + value for value in encoded)
+    else:
+        data = np.asarray(values, _NUMPY_TYPES[datatype]).tobytes()
+    _add(request, name, datatype, (len(values),), data)
 
 
 def _outputs(response: InferResponse) -> dict[str, tuple[str, bytes]]:

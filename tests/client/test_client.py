@@ -243,15 +243,15 @@ class ScriptedTransport:
     url = "nowhere"
 
     def __init__(self, *responses):
-        self.responses = responses
+        self.responses = iter(responses)
         self.requests, self.cancelled, self.closed = [], False, False
 
     def stream(self, request, timeout):
         self.requests.append((request, timeout))
         return self
 
-    def __iter__(self):
-        return iter(self.responses)
+    def read(self):
+        return next(self.responses, None)
 
     def cancel(self):
         self.cancelled = True

@@ -69,7 +69,7 @@ def test_the_tree_in_the_docstring_is_the_tree():
         for _, thing in inspect.getmembers(_errors, inspect.isclass)
         if thing.__module__ == _errors.__name__
     ]
-    drawn = {line.lstrip("├└─ ").split()[0] for line in _errors.__doc__.splitlines()[2:]}
+    drawn = {line.lstrip("│├└─ ").split()[0] for line in _errors.__doc__.splitlines()[2:]}
     assert drawn == {thing.__name__ for thing in classes}
     assert all(getattr(gptport_client, thing.__name__) is thing for thing in classes)
     assert not issubclass(gptport_client.ConnectionError, builtins.ConnectionError)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from gptport_client import Client, InvalidRequest, SamplingParams
+from gptport_client._params import SamplingOptions, sampling_params
+from gptport_client._wire import PARAMETER_TENSORS
 
 WRONG = [
     ({"max_tokens": 0}, r"max_tokens is 0; give an integer from 1 to 2147483647"),
@@ -63,6 +66,25 @@ def test_the_limits_themselves_are_allowed(values):
     SamplingParams(**values)
 
 
+def test_the_options_of_the_methods_are_the_parameters():
+    fields = {field.name: field.type for field in dataclasses.fields(SamplingParams)}
+    assert {name: hint.__forward_arg__ for name, hint in SamplingOptions.__annotations__.items()} == fields
+    assert fields.keys() == PARAMETER_TENSORS.keys()
+
+
+def test_options_replace_params():
+    params = SamplingParams(max_tokens=3, top_k=5)
+    assert sampling_params(params, {"top_k": 7}) == SamplingParams(max_tokens=3, top_k=7)
+    assert sampling_params(None, {"top_k": 7}) == SamplingParams(top_k=7)
+
+
+def test_an_unknown_option_is_refused(client):
+    with pytest.raises(InvalidRequest, match="max_token is no parameter; there are max_tokens,"):
+        client.generate("a", max_token=3)
+    with pytest.raises(InvalidRequest, match="params is a dict"):
+        client.generate("a", {"max_tokens": 3})
+
+
 def test_stop_is_a_tuple_afterwards():
     assert SamplingParams(stop="ab").stop == ("ab",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
@@ -109,7 +131,7 @@ def test_a_wrong_model_name_is_refused(model):
         Client(model=model)
 
 
-@pytest.mark.parametrize("url", ["", "http://localhost:8000", None])
+@pytest.mark.parametrize("url", ["", "ftp://localhost:8000", "localhost:99999", "a b", "host/path", None])
 def test_a_wrong_url_is_refused(url):
     with pytest.raises(InvalidRequest, match="url is"):
         Client(url, model="toy")

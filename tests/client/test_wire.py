@@ -9,7 +9,6 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from gptport_client import Chunk, ProtocolError, SamplingParams, Usage
-from gptport_client._sequence import StepSequence
 from gptport_client._wire import file_request, read_file, read_logits, read_text, step_request, text_request
 from toy_triton import final_response, read_inputs, text_response
 
@@ -39,7 +38,7 @@ def test_a_text_request_has_every_parameter_as_its_type():
 def test_a_text_request_leaves_out_what_was_not_given():
     request = text_request("toy", "id", (1, 2, 3), SamplingParams(), stream=False)
     assert inputs(request)["input_ids"] == ("INT32", [3], struct.pack("<3i", 1, 2, 3))
-    assert not {"text_input", "seed", "stop_words"} & inputs(request).keys()
+    assert inputs(request).keys() == {"input_ids", "stream"}
 
 
 def test_a_file_request_has_a_parameter_and_no_inputs():
@@ -64,18 +63,6 @@ def test_a_step_request_appends_behind_the_past():
     parameters = request.parameters
     assert parameters["sequence_id"].int64_param == 2**62
     assert (parameters["sequence_start"].bool_param, parameters["sequence_end"].bool_param) == (False, True)
-
-
-def test_a_sequence_counts_and_marks_its_ends():
-    sequence = StepSequence("toy_step", "id")
-    first, second, third = sequence.append([1, 2]), sequence.append([3]), sequence.append([4], end=True)
-    flags = [
-        (r.parameters["sequence_start"].bool_param, r.parameters["sequence_end"].bool_param)
-        for r in (first, second, third)
-    ]
-    assert flags == [(True, False), (False, False), (False, True)]
-    assert len({request.parameters["sequence_id"].int64_param for request in (first, second, third)}) == 1
-    assert (sequence.open, sequence.length) == (False, 4)
 
 
 def test_a_text_response_is_a_chunk():

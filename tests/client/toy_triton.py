@@ -99,6 +99,8 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.separate_final = False  # the final flag in a response of its own
         self.no_finish_reason = False
         self.eos_token_ids = str(EOS)
+        self.refusals: list[tuple[grpc.StatusCode, str]] = []  # of the next streams
+        self.metadata: dict[str, str] = {}  # of the last stream
         self.config: dict[
             str, str | None
         ] = {}  # parameters of the configuration that are otherwise; None: missing
@@ -108,11 +110,18 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled = threading.Event()
         self.lock = threading.Lock()
 
-    def serve(self, port: int = 0) -> tuple[grpc.Server, int]:
+    def serve(
+        self, port: int = 0, credentials: grpc.ServerCredentials | None = None
+    ) -> tuple[grpc.Server, int]:
         """Start; the server and its port."""
         server = grpc.server(futures.ThreadPoolExecutor(20))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, server)
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        port = (
+            server.add_insecure_port(address)
+            if credentials is None
+            else server.add_secure_port(address, credentials)
+        )
         server.start()
         return server, port
 
@@ -177,6 +186,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                     grpc.StatusCode.INVALID_ARGUMENT, f"{text} on the first request of the sequence"
                 )
             past = self.sequences[sequence]
+            del past[int(tensors["position_ids"].ravel()[0]) :]  # overwritten, as the attention kernel does
             assert tensors["position_ids"].ravel().tolist() == list(range(len(past), len(past) + len(ids)))
             assert tensors["seqlens_k"].tolist() == [[len(past) + len(ids) - 1]]
             past.extend(ids)
@@ -191,6 +201,9 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStreamInfer(self, requests, context):
         context.add_callback(lambda: None if context.is_active() else self.cancelled.set())
+        self.metadata = dict(context.invocation_metadata())
+        if self.refusals:
+            context.abort(*self.refusals.pop())
         for request in requests:
             self.requests.append(request)
             if request.model_name not in self.models:
@@ -230,6 +243,8 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def pieces(self, prompt: list[int], tensors: dict):
         """Each new token, the whole text that is certain with it, and the finish reason."""
+        defaults = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "max_tokens": 256}
+        tensors = {name: [value] for name, value in defaults.items()} | tensors
         temperature, top_k, top_p = (tensors[name][0] for name in ("temperature", "top_k", "top_p"))
         seed = int(tensors["seed"][0]) if "seed" in tensors else 0
         random = np.random.Generator(np.random.Philox(key=seed))

@@ -1,0 +1,107 @@
+"""The client for callers that await."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
+from gptport_client._core import Core, Loop
+from gptport_client._endpoint import TLS, Endpoint, read_endpoint
+from gptport_client._flow import run_async
+from gptport_client._model import ModelInfo, check_model_name
+from gptport_client._retry import Retry
+from gptport_client._stream import AsyncStream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    import tokenizers
+
+    from gptport_client._params import SamplingOptions, SamplingParams
+    from gptport_client._processors import Processor
+    from gptport_client._prompt import Prompt
+    from gptport_client._results import Result
+    from gptport_client._transport import AsyncTransport
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, methods and errors.
+
+    Safe from several tasks of one event loop; they share one connection. Use it as an async context manager, or
+    await `aclose()`. Cancelling a task that waits for an answer cancels the request on the server.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8001",
+        *,
+        model: str,
+        tokenizer: str | Path | tokenizers.Tokenizer | None = None,
+        tls: TLS | None = None,
+        headers: Mapping[str, str] | None = None,
+        retry: Retry | None = None,
+        transport: AsyncTransport | None = None,
+    ) -> None:
+        check_model_name(model)
+        endpoint = read_endpoint(url, tls, headers)
+        self.model = model
+        self._transport: AsyncTransport = transport or _transport(endpoint)
+        self._core = Core(self._transport, model, tokenizer, retry or Retry())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """See `Client.close`."""
+        await self._transport.close()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Result:
+        """See `Client.generate`."""
+        answer = self._core.answer(prompt, params, options, loop, processors, timeout)
+        async with AsyncStream(answer) as stream:
+            async for _ in stream:
+                pass
+            return stream.result
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncStream:
+        """See `Client.stream`; for `async for`, inside of the event loop."""
+        return AsyncStream(self._core.answer(prompt, params, options, loop, processors, timeout))
+
+    async def wait_until_ready(self, timeout: float | None = 60.0, *, loop: Loop = "server") -> None:
+        """See `Client.wait_until_ready`."""
+        await run_async(self._core.wait_until_ready(timeout, loop))
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """See `Client.models`."""
+        return await run_async(self._core.models())
+
+
+def _transport(endpoint: Endpoint) -> AsyncTransport:
+    from gptport_client._grpc_aio import AsyncGrpcTransport  # the import costs 100 ms
+
+    return AsyncGrpcTransport(endpoint)

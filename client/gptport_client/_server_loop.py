@@ -1,0 +1,78 @@
+"""The server's own loop, which only has to be read."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from gptport_client._errors import Cancelled, GptportError, ProtocolError
+from gptport_client._wire import read_text
+
+if TYPE_CHECKING:
+    from gptport_client._deadline import Deadline
+    from gptport_client._flow import Flow, Pieces
+    from gptport_client._served import ServedModel
+    from gptport_client._transport import AnyCall
+    from gptport_client._wire import InferRequest, InferResponse
+
+
+class ServerAnswer:
+    """The answer of the text model to one request; it is on its way when this is made."""
+
+    def __init__(self, model: ServedModel, request: InferRequest, deadline: Deadline) -> None:
+        self.request_id: str = request.id
+        self._model = model
+        self._request = request
+        self._deadline = deadline
+        self._cancelled = False
+        self._unread = True  # of the call that runs
+        self._call = self._begin()
+
+    def cancel(self) -> None:
+        """End the call here and on the server, if it has not ended."""
+        self._cancelled = True
+        self._call.cancel()
+
+    def pieces(self) -> Pieces:
+        """The chunks in the responses."""
+        try:
+            yield from self._read((yield from self._first()))
+        except ProtocolError as error:
+            raise ProtocolError(str(error), self.request_id) from error
+        finally:
+            self._call.cancel()
+
+    def _first(self) -> Flow[InferResponse | None]:
+        return self._model.ask(self._attempt, self._deadline)
+
+    def _attempt(self) -> Flow[InferResponse | None]:
+        if not self._unread:
+            self._call = self._begin()
+        self._unread = False
+        if self._cancelled:
+            raise Cancelled("the stream was closed", self.request_id)
+        return (yield self._call.read)
+
+    def _begin(self) -> AnyCall:
+        return self._model.transport.stream(self._request, self._deadline.remaining(self.request_id))
+
+    def _read(self, response: InferResponse | None) -> Pieces:
+        while response is not None:
+            chunk, final = read_text(response)
+            if chunk is not None and chunk.finish_reason is not None:
+                yield from self._drain()
+                yield chunk
+                return
+            if chunk is not None and (chunk.text or chunk.token_ids):
+                yield chunk
+            if final:
+                break
+            response = yield self._call.read
+        raise ProtocolError("the stream ended without a finish reason; the server's log may say why")
+
+    def _drain(self) -> Flow[None]:
+        # The answer is complete. Read to its end, the call ends by itself; left here, it would be cancelled while
+        # the server ends it. What goes wrong now is nobody's concern.
+        with contextlib.suppress(GptportError):
+            while (yield self._call.read) is not None:
+                pass
