@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -83,6 +84,12 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--compute", metavar="DTYPE", help="what int8 and int4 compute in: fp32 (default), fp16 or bf16"
+    )
+    command.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="threads that quantize and write the weights (default: one a core)",
     )
     command.add_argument(
         "--max-perplexity-increase",
@@ -198,7 +205,15 @@ def _add_inspect(commands: _Commands) -> argparse.ArgumentParser:
 
 def _share(text: str) -> float:
     """A share such as 2% or 0.02."""
-    number = float(text.removesuffix("%"))
-    if not 0 <= number < float("inf"):
-        raise ValueError
-    return number / 100 if text.endswith("%") else number
+    with contextlib.suppress(ValueError):
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 <= number < float("inf"):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share; give one such as 2% or 0.02")
+
+
+def _count(text: str) -> int:
+    """A number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)

@@ -118,7 +118,14 @@ def _export(options: argparse.Namespace) -> None:
     name = options.name or source.name
     with console.Steps() as steps:
         exported = export.export(
-            source, options.repository, name, chosen, options.max_length, steps, options.evaluation_text
+            source,
+            options.repository,
+            name,
+            chosen,
+            options.max_length,
+            steps,
+            options.evaluation_text,
+            options.jobs,
         )
     _print(report.exported(exported, source))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from . import graph as graphs
 from . import repository as repositories
 from . import triton_config, verify
+from .allocator import return_large_blocks
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
 from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
@@ -67,12 +69,21 @@ def export(
     max_length: int | None,
     steps: Steps,
     evaluation: Path | None = None,
+    jobs: int | None = None,
 ) -> Exported:
-    """Export a checkpoint as the models `name` and `name`_step, compared on the text in the file `evaluation`, or on one of ours.
+    """Export a checkpoint as the models `name` and `name`_step.
+
+    Args:
+        checkpoint, repository, name, precision: what is exported, where to, and how.
+        max_length: tokens that a sequence may have; None for the checkpoint's, at most 2048.
+        steps: shows what is done.
+        evaluation: a file with the text to compare on; None for one of ours.
+        jobs: threads that read, quantize and write the weights; None for one a core.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
     """
+    return_large_blocks()
     name = repositories.checked_name(name)
     length = _max_length(checkpoint, max_length)
     text = evaluation_text(evaluation)
@@ -84,7 +95,9 @@ def export(
             tokenizer = checkpoint.tokenizer_files()
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
-        written = background.submit(_write, built.model, tokenizer, folder, steps)
+        written = background.submit(
+            _write, built.model, tokenizer, folder, steps, jobs or os.cpu_count() or 1
+        )
         with steps.step("Running the checkpoint in torch"):
             expected = reference(checkpoint, tokenizer["tokenizer.json"], length, text)
         written.result()
@@ -111,7 +124,7 @@ def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
     return wanted
 
 
-def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: Steps) -> None:
+def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: Steps, jobs: int) -> None:
     sizes = [
         value.const_value.nbytes
         for value in model.graph.initializers.values()
@@ -131,7 +144,7 @@ def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: St
                 folder / GRAPH,
                 external_data=WEIGHTS,
                 callback=lambda tensor, _: advance(tensor.nbytes),
-                max_workers=2,
+                max_workers=jobs,
                 max_in_flight_bytes=256 << 20,
                 alignment=4096,  # so that onnxruntime can map the weights instead of reading them
             )

@@ -1,4 +1,7 @@
-"""The written graph, run on the CPU part by part, so that a model larger than memory can be run."""
+"""The written graph, run on the CPU part by part, so that a model larger than memory can be run.
+
+onnxruntime has no kernels for bfloat16 on the CPU: such a graph is run with its weights as they are and float32 for the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import helper
+from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     from .manifest import Manifest
 
-_WHOLE = 1 << 30  # bytes of weights up to which the graph is one part
+_WHOLE = 640 << 20  # bytes of weights up to which the graph is one part
 _PART = 256 << 20
 
 
@@ -53,6 +56,7 @@ def run(folder: Path, manifest: Manifest, calls: Sequence[Call]) -> int:
     The values of every call are then those that the graph's outputs have, but for the cache.
     """
     graph = onnx.load(folder / manifest.graph, load_external_data=False)
+    _without_bfloat16(graph.graph)
     parts = list(_cut(graph.graph, _PART if _weight_bytes(graph.graph) > _WHOLE else None))
     for call in calls:
         call.values.update(
@@ -64,6 +68,57 @@ def run(folder: Path, manifest: Manifest, calls: Sequence[Call]) -> int:
         for call in calls:
             _run(session, part, manifest, call, caches.setdefault(call.cache, {}))
     return len(parts)
+
+
+def first_overflow(folder: Path, manifest: Manifest, call: Call) -> str:
+    """Which operator gave the first value that is not finite, with its weight and its layer, for an error message."""
+    model = onnx.load(folder / manifest.graph, load_external_data=False)
+    _without_bfloat16(model.graph)
+    weights = {each.name for each in model.graph.initializer}
+    fresh = Call(call.cache, call.rows, call.length, call.inputs)
+    fresh.values.update(
+        {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in call.inputs.items()}
+    )
+    for part in _cut(model.graph, 0):
+        _run(_session(folder, model, part, fresh.values), part, manifest, fresh, {})
+        found = [name for name in part.gives if name in fresh.values and not _is_finite(fresh.values[name])]
+        if found:
+            used = [name for name in part.nodes[0].input if name in weights]
+            return f"{part.nodes[0].op_type} with {' and '.join(used) or found[0]}"
+    return "the KV cache"
+
+
+def _is_finite(value: onnxruntime.OrtValue) -> bool:
+    array = value.numpy()
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def _without_bfloat16(graph: onnx.GraphProto) -> None:
+    """Inputs, outputs and what is computed become float32; weights are cast where they are used."""
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", TensorProto.BFLOAT16):
+                attribute.i = TensorProto.FLOAT
+    wide = {
+        each.name: f"{each.name}.float32"
+        for each in graph.initializer
+        if each.data_type == TensorProto.BFLOAT16
+    }
+    nodes: list[onnx.NodeProto] = []
+    cast: set[str] = set()
+    for node in graph.node:
+        first = dict.fromkeys(name for name in node.input if name in wide and name not in cast)
+        nodes += [helper.make_node("Cast", [name], [wide[name]], to=TensorProto.FLOAT) for name in first]
+        cast.update(first)
+        inputs = [wide.get(name, name) for name in node.input]
+        del node.input[:]
+        node.input.extend(inputs)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _cut(graph: onnx.GraphProto, limit: int | None) -> Iterator[_Part]:
@@ -103,8 +158,10 @@ def _session(
     cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False  # an arena keeps what the largest call took
+    if not any(node.op_type == "MatMulNBits" for node in part.nodes):  # whose kernel needs it to be fast
+        # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return onnxruntime.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -125,7 +182,8 @@ def _run(
     shape = (call.rows, manifest.kv_cache.kv_heads, call.length, manifest.kv_cache.head_dim)
     for name in part.takes:
         if name in kept.values() and name not in cache:
-            cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, manifest.kv_cache.dtype))
+            dtype = "float32" if manifest.kv_cache.dtype == "bfloat16" else manifest.kv_cache.dtype
+            cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
         if name in cache or name in call.values:
             binding.bind_ortvalue_input(name, cache.get(name) or call.values[name])
     for name in part.gives:
@@ -136,7 +194,8 @@ def _run(
     session.run_with_iobinding(binding)
     for name, value in zip(part.gives, binding.get_outputs_as_ortvaluevector(), strict=True):
         if name not in kept:
-            call.values[name] = onnxruntime.OrtValue(value)
+            # A copy: a value that onnxruntime allocated keeps the memory of its session.
+            call.values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value.numpy()))
 
 
 def _weight_bytes(graph: onnx.GraphProto) -> int:

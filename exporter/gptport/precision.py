@@ -67,7 +67,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "fp16": Precision("fp16", "float16", 2e-2, 0.01),
     "bf16": Precision("bf16", "bfloat16", 1e-1, 0.03),
     "int8": Precision("int8", "float32", 0.5, 0.03, Quantization("rtn", 8)),
-    "int4": Precision("int4", "float32", 1.0, 0.25, Quantization("rtn", 4)),
+    "int4": Precision("int4", "float32", 2.0, 0.25, Quantization("rtn", 4)),
 }
 
 ALGORITHMS: Mapping[str, str] = {

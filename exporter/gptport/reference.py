@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
 
-TEXT_TOKENS = 257  # the last one has no successor in the text: 256 predictions
-RAGGED = (3, 21, 12, 1)  # tokens of the prefills of a batch
-DECODE_STEPS = 8
+ROWS, ROW_TOKENS = 4, 65  # the last token of a row has no successor: 256 predictions in all
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is loaded at once
 
 
@@ -33,17 +31,13 @@ class Reference:
     """What the checkpoint says.
 
     Attributes:
-        text: token ids of the evaluation text, [tokens].
-        text_logits: float32 [tokens, vocab].
-        rows: token ids of each row of a ragged batch, prefill and decode together.
-        row_logits: float32 [tokens of the row, vocab] of each row.
+        ids: rows of consecutive text, int64 [rows, tokens].
+        logits: float32 [rows, tokens, vocab].
         streamed: whether the model was too large to be loaded at once, and ran module by module.
     """
 
-    text: NDArray[np.int64]
-    text_logits: NDArray[np.float32]
-    rows: tuple[NDArray[np.int64], ...]
-    row_logits: tuple[NDArray[np.float32], ...]
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
     streamed: bool
 
 
@@ -67,31 +61,16 @@ def evaluation_text(path: Path | None) -> str:
 
 
 def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, text: str) -> Reference:
-    """Run the checkpoint in torch on the beginning of a text, and on pieces of it as a ragged batch."""
-    ids = Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids
-    known = np.array([i for i in ids if i < checkpoint.spec.vocab_size] or [0], np.int64)
-    lengths = [min(n + DECODE_STEPS, max_length) for n in RAGGED]
-    starts = np.cumsum([len(known) // 2, *lengths[:-1]])
-    rows = tuple(np.resize(np.roll(known, -start), n) for start, n in zip(starts, lengths, strict=True))
-    whole = np.resize(known, min(TEXT_TOKENS, max_length))
+    """Run the checkpoint in torch on the beginning of a text, in rows of consecutive tokens."""
+    found = Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids
+    known = np.array([i for i in found if i < checkpoint.spec.vocab_size] or [0], np.int64)
+    width = min(ROW_TOKENS, max_length)
+    ids = np.resize(known, (ROWS, width))
     streamed = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
     model = _streamed(checkpoint) if streamed else checkpoint.reference()
-    # One padded batch: what stands behind a row does not change it, every token looks back only.
-    padded = np.stack([np.pad(row, (0, max(lengths) - len(row))) for row in rows])
-    together = _logits(model, padded)
-    return Reference(
-        whole,
-        _logits(model, whole[None])[0],
-        rows,
-        tuple(together[i, : len(row)] for i, row in enumerate(rows)),
-        streamed,
-    )
-
-
-def _logits(model: PreTrainedModel, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     with torch.no_grad():
-        logits: NDArray[np.float32] = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-    return logits
+        logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+    return Reference(ids, logits, streamed)
 
 
 def _streamed(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -46,7 +46,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "traced": traced,
         "fused": ", ".join(fusions),
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
-        f"of logits up to {parity.max_abs_logit:.3g}",
+        f"of logits up to {parity.max_abs_logit:.3g}{_how(result)}",
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
         "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {_rise(parity.perplexity_increase)}",
     }
@@ -83,6 +83,14 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         for name, file in manifest.files.items()
     }
     return _table(rows)
+
+
+def _how(result: Exported) -> str:
+    """What was different from how a server runs the graph when it was compared."""
+    said = [f"run in {result.parity.parts} parts"] if result.parity.parts > 1 else []
+    if result.manifest.kv_cache.dtype == "bfloat16":
+        said.append("computed in float32: onnxruntime has no bfloat16 on the CPU")
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _rise(share: float) -> str:

@@ -1,7 +1,7 @@
 """Parity with the checkpoint in torch: the written graph, run by onnxruntime as a server runs it, must give its logits.
 
-Compared are the prefill of a text at every position, a ragged right-padded batch of prefills, a prefill in two chunks, and decode
-steps of that batch, all with past and present in the same memory, against uncached forward passes in torch float32.
+Compared are rows of text at every position, a prefill in two chunks, a ragged right-padded batch of prefills, and decode steps of
+that batch, all with past and present in the same memory, against an uncached forward pass in torch float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from . import parts
 from .errors import VerificationError
-from .reference import RAGGED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from .reference import Reference
 
     Logits = NDArray[np.float32]
+
+_PREFILL = (3, 21, 12, 1)  # tokens of each row of the ragged batch
+_DECODE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,22 @@ def verify(folder: Path, manifest: Manifest, expected: Reference, precision: Pre
     compared = list(runs.compared())
     for each in compared:
         if not np.isfinite(each.got).all():
+            culprit = parts.first_overflow(folder, manifest, runs.calls[0])
             raise VerificationError(
-                f"the {precision.name} graph gives logits that are not numbers ({each.what}): its range is too small "
-                "for this model; use another --precision"
+                f"the {precision.name} graph gives logits that are not numbers ({each.what}); the first such values come from "
+                f"{culprit}: the range of {precision.name} is too small for this model; use another --precision"
             )
     parity = _parity(compared, expected, count)
     worst = max(compared, key=lambda each: float(each.differences.max()))
+    _check(parity, worst.what, precision)
+    return parity
+
+
+def _check(parity: Parity, worst: str, precision: Precision) -> None:
     allowed = precision.tolerance * parity.max_abs_logit
     if parity.max_abs_logit_difference > allowed:
         raise VerificationError(
-            f"the graph differs from the checkpoint by {parity.max_abs_logit_difference:.3g} ({worst.what}); "
+            f"the graph differs from the checkpoint by {parity.max_abs_logit_difference:.3g} ({worst}); "
             f"{precision.name} allows {allowed:.3g} for logits as large as {parity.max_abs_logit:.3g}. Nothing was written"
         )
     if not parity.perplexity_increase <= precision.max_perplexity_increase:
@@ -119,7 +127,6 @@ def verify(folder: Path, manifest: Manifest, expected: Reference, precision: Pre
             f"{precision.max_perplexity_increase:.1%}. Nothing was written; try another --quantization or --block-size, or "
             "allow more with --max-perplexity-increase"
         )
-    return parity
 
 
 def _parity(compared: Sequence[_Compared], expected: Reference, count: int) -> Parity:
@@ -130,20 +137,19 @@ def _parity(compared: Sequence[_Compared], expected: Reference, count: int) -> P
         max_abs_logit_difference=float(max(each.differences.max() for each in compared)),
         max_abs_logit=float(max(max(each.expected.max(), -each.expected.min()) for each in compared)),
         greedy_agreement=float(agreements.mean()),
-        text_tokens=len(expected.text),
+        text_tokens=expected.ids.size,
         text_greedy_agreement=float(text.agreements.mean()),
-        checkpoint_perplexity=_perplexity(text.expected, expected.text),
-        perplexity=_perplexity(text.got, expected.text),
+        checkpoint_perplexity=_perplexity(text.expected, expected.ids),
+        perplexity=_perplexity(text.got, expected.ids),
         differences=tuple(map(float, text.differences)),
         parts=count,
     )
 
 
 def _perplexity(logits: Logits, ids: NDArray[np.int64]) -> float:
-    """exp of the mean negative log-likelihood of each token after the first."""
-    return float(
-        functional.cross_entropy(torch.from_numpy(logits[:-1]), torch.from_numpy(ids[1:])).double().exp()
-    )
+    """exp of the mean negative log-likelihood of each token after the first of its row; logits [rows · tokens, vocab]."""
+    scores = torch.from_numpy(logits).unflatten(0, ids.shape)[:, :-1].flatten(0, 1)
+    return float(functional.cross_entropy(scores, torch.from_numpy(ids[:, 1:]).flatten()).double().exp())
 
 
 class _Runs:
@@ -152,35 +158,41 @@ class _Runs:
     def __init__(self, manifest: Manifest, expected: Reference) -> None:
         self._manifest = manifest
         self._expected = expected
-        rows, text = expected.rows, expected.text
-        self._prefill = [min(n, len(row)) for n, row in zip(RAGGED, rows, strict=True)]
-        self._steps = min(len(row) - n for row, n in zip(rows, self._prefill, strict=True))
-        middle = self._middle = len(rows[1]) // 2
+        rows, width = expected.ids.shape
+        self._prefill = [min(n, width) for n in _PREFILL]
+        self._steps = min(_DECODE_STEPS, width - max(self._prefill))
+        chunked = expected.ids[1][: self._prefill[1]]
+        middle = self._middle = len(chunked) // 2
         self.calls = [
-            self._call("text", [text], [0], np.arange(len(text))[::-1]),
-            self._call("chunks", [rows[1][:middle]], [0]),
-            self._call("chunks", [rows[1][middle:]], [middle]),
-            self._call(
-                "batch", [row[:n] for row, n in zip(rows, self._prefill, strict=True)], [0] * len(rows)
-            ),
+            self._call("text", list(expected.ids), [0] * rows, np.arange(width)[::-1]),
+            self._call("chunks", [chunked[:middle]], [0]),
+            self._call("chunks", [chunked[middle:]], [middle]),
+            self._batch([0] * rows, self._prefill),
         ]
         for step in range(self._steps):
             at = [n + step for n in self._prefill]
-            self.calls.append(self._call("batch", [r[n : n + 1] for r, n in zip(rows, at, strict=True)], at))
+            self.calls.append(self._batch(at, [n + 1 for n in at]))
 
     def compared(self) -> Iterator[_Compared]:
         """The logits of the calls, after they were run, beside the checkpoint's; those of the text first."""
         text, first, second, *batch = (
             call.values[self._manifest.roles["logits"]].numpy() for call in self.calls
         )
-        rows, middle = self._expected.row_logits, self._middle
-        yield _Compared("prefill of a text", text, self._expected.text_logits)
-        yield _Compared("first chunk of a prefill", first, rows[1][middle - 1 : middle])
-        yield _Compared("second chunk of a prefill", second, rows[1][-1:])
+        expected, middle = self._expected.logits, self._middle
+        yield _Compared("prefill of a text", text, expected.reshape(text.shape))
+        yield _Compared("first chunk of a prefill", first, expected[1, middle - 1 : middle])
+        yield _Compared("second chunk of a prefill", second, expected[1, self._prefill[1] - 1, None])
         for step, got in enumerate(batch):
-            at = [n - 1 + step for n in self._prefill]
             what = f"decode step {step}" if step else "batched prefill"
-            yield _Compared(what, got, np.stack([row[n] for row, n in zip(rows, at, strict=True)]))
+            yield _Compared(
+                what,
+                got,
+                np.stack([row[n - 1 + step] for row, n in zip(expected, self._prefill, strict=True)]),
+            )
+
+    def _batch(self, starts: list[int], ends: list[int]) -> parts.Call:
+        rows = [row[a:b] for row, a, b in zip(self._expected.ids, starts, ends, strict=True)]
+        return self._call("batch", rows, starts)
 
     def _call(
         self,
@@ -199,5 +211,4 @@ class _Runs:
             "logits_offsets": np.zeros(1, np.int64) if offsets is None else offsets,
         }
         named = {self._manifest.roles[role]: np.ascontiguousarray(value) for role, value in inputs.items()}
-        length = len(self._expected.text) if cache == "text" else max(map(len, self._expected.rows))
-        return parts.Call(cache, len(rows), length, named)
+        return parts.Call(cache, len(rows), self._expected.ids.shape[1], named)

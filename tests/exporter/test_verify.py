@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from gptport import parts, reference
 from gptport.checkpoint import open_checkpoint
-from gptport.errors import UsageError
+from gptport.errors import UsageError, VerificationError
 
 
 def said_by(checkpoint, length=64):
@@ -23,9 +26,7 @@ def test_a_model_that_is_read_module_by_module_says_the_same(name, request, monk
     monkeypatch.setattr(reference, "_WHOLE", 0)
     streamed = said_by(checkpoint)
     assert (whole.streamed, streamed.streamed) == (False, True)
-    np.testing.assert_array_equal(streamed.text_logits, whole.text_logits)
-    for a, b in zip(streamed.row_logits, whole.row_logits, strict=True):
-        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(streamed.logits, whole.logits)
 
 
 def test_a_graph_that_is_run_in_parts_is_as_close(checkpoint, exported, export_to, tmp_path, monkeypatch):
@@ -39,14 +40,35 @@ def test_a_graph_that_is_run_in_parts_is_as_close(checkpoint, exported, export_t
 
 
 def test_perplexity_is_that_of_transformers(llama, exported, in_torch):
-    import torch
-
-    parity = exported(llama).parity
-    ids = said_by(llama, parity.text_tokens).text
-    logits = torch.from_numpy(in_torch(llama, ids.tolist()))
-    loss = torch.nn.functional.cross_entropy(logits[:-1], torch.from_numpy(ids[1:]))
-    assert parity.checkpoint_perplexity == pytest.approx(float(loss.exp()), rel=1e-5)
+    parity, ids = exported(llama).parity, said_by(llama, 65).ids
+    assert (parity.text_tokens, ids.shape) == (260, (4, 65))
+    losses = [
+        functional.cross_entropy(
+            torch.from_numpy(in_torch(llama, row.tolist())[:-1]), torch.from_numpy(row[1:])
+        )
+        for row in ids
+    ]
+    assert parity.checkpoint_perplexity == pytest.approx(float(torch.stack(losses).mean().exp()), rel=1e-5)
     assert parity.perplexity == pytest.approx(parity.checkpoint_perplexity, rel=1e-4)
+
+
+def test_bf16_keeps_its_weights_and_is_compared_in_float32(checkpoint, export_to, tmp_path):
+    exported = export_to(checkpoint, tmp_path, precision="bf16")
+    assert exported.manifest.kv_cache.dtype == "bfloat16"
+    assert exported.manifest.outputs[0].dtype == "float32"
+    assert 1e-4 < exported.parity.max_abs_logit_difference / exported.parity.max_abs_logit < 0.1
+
+
+def test_what_is_too_large_for_half_precision_is_named(llama, copy, export_to, tmp_path):
+    folder = copy(llama)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"] *= 3e5
+    weights["model.layers.1.mlp.down_proj.weight"] /= 3e5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        VerificationError, match=r"not numbers .*MatMul with model.layers.1.mlp.gate_proj\+up_proj.weight"
+    ):
+        export_to(folder, tmp_path / "repository", precision="fp16")
 
 
 def test_the_text_may_be_anothers(tmp_path):

@@ -1,0 +1,19 @@
+"""The C library's memory allocator."""
+
+from __future__ import annotations
+
+import ctypes
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+_LARGE = 4 << 20
+
+
+def return_large_blocks() -> None:
+    """Let blocks of 4 MiB and more go back to the system when they are freed.
+
+    Otherwise glibc raises that limit to the largest block it has seen freed, up to 32 MiB, and keeps smaller ones for later
+    (mallopt(3), M_MMAP_THRESHOLD): a gigabyte, after the weights of a model have come and gone one by one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another C library
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
