@@ -23,12 +23,16 @@ from gptport_client._errors import (
     ServerError,
     ServerNotReady,
 )
+from gptport_client._many import Outcome
+from gptport_client._metrics import Metrics, Sample
 from gptport_client._model import ModelInfo
 from gptport_client._params import SamplingParams
 from gptport_client._processors import Processor, from_transformers
-from gptport_client._prompt import Prompt
+from gptport_client._prompt import Message, Prompt
 from gptport_client._results import Chunk, FinishReason, Result, Timings, Usage
 from gptport_client._retry import Retry
+from gptport_client._score import Score
+from gptport_client._session import AsyncSession, Session
 from gptport_client._stream import AsyncStream, Stream
 from gptport_client._transport import AsyncCall, AsyncTransport, Call, Transport
 
@@ -36,6 +40,7 @@ __all__ = [
     "TLS",
     "AsyncCall",
     "AsyncClient",
+    "AsyncSession",
     "AsyncStream",
     "AsyncTransport",
     "Call",
@@ -48,18 +53,24 @@ __all__ = [
     "GptportError",
     "InvalidRequest",
     "Loop",
+    "Message",
+    "Metrics",
     "ModelInfo",
     "ModelNotFound",
+    "Outcome",
     "Processor",
     "Prompt",
     "ProtocolError",
     "QueueFull",
     "Result",
     "Retry",
+    "Sample",
     "SamplingParams",
+    "Score",
     "SequenceLost",
     "ServerError",
     "ServerNotReady",
+    "Session",
     "Stream",
     "Timings",
     "Transport",

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from gptport_client._core import Core, Loop
+from gptport_client._core import Asked, Core, Loop
 from gptport_client._endpoint import TLS, Endpoint, read_endpoint
 from gptport_client._flow import run_async
+from gptport_client._many import Outcome, Prompts, check_many, many_async
 from gptport_client._model import ModelInfo, check_model_name
+from gptport_client._progress import Progress
 from gptport_client._retry import Retry
+from gptport_client._session import AsyncSession
 from gptport_client._stream import AsyncStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
     import tokenizers
 
+    from gptport_client._metrics import Metrics
     from gptport_client._params import SamplingOptions, SamplingParams
     from gptport_client._processors import Processor
-    from gptport_client._prompt import Prompt
+    from gptport_client._prompt import Message, Prompt
     from gptport_client._results import Result
+    from gptport_client._score import Score
+    from gptport_client._stream import Answer
     from gptport_client._transport import AsyncTransport
 
 
@@ -42,13 +48,16 @@ class AsyncClient:
         tls: TLS | None = None,
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        metrics_url: str | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
         check_model_name(model)
         endpoint = read_endpoint(url, tls, headers)
         self.model = model
         self._transport: AsyncTransport = transport or _transport(endpoint)
-        self._core = Core(self._transport, model, tokenizer, retry or Retry())
+        self._core = Core(
+            self._transport, model, tokenizer, retry or Retry(), metrics_url or endpoint.metrics_url
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,11 +82,8 @@ class AsyncClient:
         **options: Unpack[SamplingOptions],
     ) -> Result:
         """See `Client.generate`."""
-        answer = self._core.answer(prompt, params, options, loop, processors, timeout)
-        async with AsyncStream(answer) as stream:
-            async for _ in stream:
-                pass
-            return stream.result
+        asked = Asked.checked(params, options, timeout, loop, processors)
+        return await _result(self._core.generate(prompt, asked))
 
     def stream(
         self,
@@ -90,7 +96,60 @@ class AsyncClient:
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """See `Client.stream`; for `async for`, inside of the event loop."""
-        return AsyncStream(self._core.answer(prompt, params, options, loop, processors, timeout))
+        asked = Asked.checked(params, options, timeout, loop, processors)
+        return AsyncStream(self._core.generate(prompt, asked))
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Result:
+        """See `Client.chat`."""
+        return await _result(self._core.chat(messages, Asked.checked(params, options, timeout)))
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncStream:
+        """See `Client.chat_stream`; for `async for`, inside of the event loop."""
+        return AsyncStream(self._core.chat(messages, Asked.checked(params, options, timeout)))
+
+    def generate_many(
+        self,
+        prompts: Prompts,
+        params: SamplingParams | None = None,
+        *,
+        concurrency: int = 16,
+        progress: bool = False,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> AsyncIterator[Outcome]:
+        """See `Client.generate_many`; for `async for`. The generator of prompts may be an async one."""
+        check_many(prompts, concurrency)
+        asked = Asked.checked(params, options, timeout, loop, processors)
+        return many_async(
+            prompts,
+            lambda prompt: _result(self._core.generate(prompt, asked)),
+            concurrency,
+            Progress(prompts, shown=progress),
+        )
+
+    async def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
+        """See `Client.score`."""
+        return await run_async(self._core.score(text, timeout))
+
+    def session(self) -> AsyncSession:
+        """See `Client.session`."""
+        return AsyncSession(self._core.session())
 
     async def wait_until_ready(self, timeout: float | None = 60.0, *, loop: Loop = "server") -> None:
         """See `Client.wait_until_ready`."""
@@ -99,6 +158,17 @@ class AsyncClient:
     async def models(self) -> tuple[ModelInfo, ...]:
         """See `Client.models`."""
         return await run_async(self._core.models())
+
+    async def metrics(self) -> Metrics:
+        """See `Client.metrics`."""
+        return await run_async(self._core.metrics())
+
+
+async def _result(answer: Answer) -> Result:
+    async with AsyncStream(answer) as stream:
+        async for _ in stream:
+            pass
+        return stream.result
 
 
 def _transport(endpoint: Endpoint) -> AsyncTransport:

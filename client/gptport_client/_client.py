@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from gptport_client._core import Core, Loop
+from gptport_client._core import Asked, Core, Loop
 from gptport_client._endpoint import TLS, read_endpoint
 from gptport_client._flow import run
 from gptport_client._grpc import GrpcTransport
+from gptport_client._many import Outcome, check_many, many
 from gptport_client._model import ModelInfo, check_model_name
+from gptport_client._progress import Progress
 from gptport_client._retry import Retry
+from gptport_client._session import Session
 from gptport_client._stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
     import tokenizers
 
+    from gptport_client._metrics import Metrics
     from gptport_client._params import SamplingOptions, SamplingParams
     from gptport_client._processors import Processor
-    from gptport_client._prompt import Prompt
+    from gptport_client._prompt import Message, Prompt
     from gptport_client._results import Result
+    from gptport_client._score import Score
+    from gptport_client._stream import Answer
     from gptport_client._transport import Transport
 
 
@@ -42,6 +48,7 @@ class Client:
         headers: sent with each request: a token, or the key of a restricted API.
         retry: how often a request is sent again that failed before anything of its answer came, because the
             server could not be reached, was not ready or had too many requests. A stream is never replayed.
+        metrics_url: of the server's metrics endpoint; `http://HOST:8002/metrics` if not given.
         transport: carries the requests instead of a connection to `url`. It is closed with the client.
 
     Raises:
@@ -58,13 +65,16 @@ class Client:
         tls: TLS | None = None,
         headers: Mapping[str, str] | None = None,
         retry: Retry | None = None,
+        metrics_url: str | None = None,
         transport: Transport | None = None,
     ) -> None:
         check_model_name(model)
         endpoint = read_endpoint(url, tls, headers)
         self.model = model
         self._transport: Transport = transport or GrpcTransport(endpoint)
-        self._core = Core(self._transport, model, tokenizer, retry or Retry())
+        self._core = Core(
+            self._transport, model, tokenizer, retry or Retry(), metrics_url or endpoint.metrics_url
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -102,11 +112,8 @@ class Client:
         Raises:
             GptportError: see the tree in `gptport_client._errors`; InvalidRequest before anything is sent.
         """
-        answer = self._core.answer(prompt, params, options, loop, processors, timeout)
-        with Stream(answer) as stream:
-            for _ in stream:
-                pass
-            return stream.result
+        asked = Asked.checked(params, options, timeout, loop, processors)
+        return _result(self._core.generate(prompt, asked))
 
     def stream(
         self,
@@ -123,7 +130,79 @@ class Client:
         The chunks' texts put together are the text that `generate` returns. Leaving the stream early
         cancels the request on the server.
         """
-        return Stream(self._core.answer(prompt, params, options, loop, processors, timeout))
+        asked = Asked.checked(params, options, timeout, loop, processors)
+        return Stream(self._core.generate(prompt, asked))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Result:
+        """Answer a conversation, which the server puts into the model's own template.
+
+        Args:
+            messages: dicts with `role` (`system`, `user` or `assistant`) and `content`, oldest first.
+            params, timeout, options: as for `generate`.
+
+        Raises:
+            InvalidRequest: the model has no template, or its template takes no such messages.
+        """
+        return _result(self._core.chat(messages, Asked.checked(params, options, timeout)))
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Stream:
+        """Answer a conversation, piece by piece; the arguments are those of `chat`."""
+        return Stream(self._core.chat(messages, Asked.checked(params, options, timeout)))
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        concurrency: int = 16,
+        progress: bool = False,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Outcome]:
+        """Continue many prompts; the outcomes come in the prompts' order, each a result or its error.
+
+        Args:
+            prompts: a list or a generator, from which prompts are drawn as they are needed.
+            concurrency: prompts under way at a time.
+            progress: show a bar on standard error, if that is a terminal.
+            timeout: seconds for each prompt.
+            params, loop, processors, options: as for `generate`.
+        """
+        check_many(prompts, concurrency)
+        asked = Asked.checked(params, options, timeout, loop, processors)
+        return many(
+            prompts,
+            lambda prompt: _result(self._core.generate(prompt, asked)),
+            concurrency,
+            Progress(prompts, shown=progress),
+        )
+
+    def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
+        """How likely a text is: the log-probability of each token, given those before it.
+
+        It is computed with the step model, a request a token; the text is one or its token ids, at least two.
+        """
+        return run(self._core.score(text, timeout))
+
+    def session(self) -> Session:
+        """A sequence of tokens on the step model, for a loop of your own. Nothing is sent yet."""
+        return Session(self._core.session())
 
     def wait_until_ready(self, timeout: float | None = 60.0, *, loop: Loop = "server") -> None:
         """Wait until the server takes requests for the model that `loop` uses; None waits for ever.
@@ -136,3 +215,14 @@ class Client:
     def models(self) -> tuple[ModelInfo, ...]:
         """The models in the server's repository, also those that are not ready."""
         return run(self._core.models())
+
+    def metrics(self) -> Metrics:
+        """What the server counts and measures now, from `metrics_url`."""
+        return run(self._core.metrics())
+
+
+def _result(answer: Answer) -> Result:
+    with Stream(answer) as stream:
+        for _ in stream:
+            pass
+        return stream.result

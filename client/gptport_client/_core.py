@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import uuid
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gptport_client._client_loop import ClientAnswer
 from gptport_client._deadline import Deadline
 from gptport_client._errors import DeadlineExceeded, GptportError, InvalidRequest, ServerNotReady
+from gptport_client._metrics import Metrics, read_metrics
 from gptport_client._model import ModelInfo, step_model
 from gptport_client._params import SamplingParams, check_timeout, sampling_params
 from gptport_client._processors import Processor, check_processors
-from gptport_client._prompt import Prompt, check_prompt
+from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
+from gptport_client._score import Score, logprob
+from gptport_client._sequence import StepSequence
 from gptport_client._served import ASK_TIMEOUT, ServedModel
 from gptport_client._server_loop import ServerAnswer
+from gptport_client._session import SessionFlows
 from gptport_client._tokenizer import TokenizerCache, read_tokenizer
 from gptport_client._tokenizer_source import TokenizerSource
 from gptport_client._wire import text_request
@@ -37,6 +43,37 @@ Loop: TypeAlias = Literal["server", "client"]
 POLL_INTERVAL = 0.1  # seconds
 
 
+@dataclass(frozen=True)
+class Asked:
+    """How a text is asked for, checked.
+
+    Raises:
+        InvalidRequest: by `checked`, whatever is wrong.
+    """
+
+    params: SamplingParams
+    loop: Loop
+    processors: tuple[Processor, ...]
+    timeout: float | None
+
+    @classmethod
+    def checked(
+        cls,
+        params: SamplingParams | None,
+        options: SamplingOptions,
+        timeout: float | None,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
+    ) -> Asked:
+        """From the arguments of the clients' methods."""
+        check_timeout(timeout)
+        _check_loop(loop)
+        callables = check_processors(processors)
+        if callables and loop == "server":
+            raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
+        return cls(sampling_params(params, options), loop, callables, timeout)
+
+
 class Core:
     """One model on one server, over a transport that blocks or one that is awaited."""
 
@@ -46,37 +83,37 @@ class Core:
         model: str,
         tokenizer: str | Path | tokenizers.Tokenizer | None,
         retry: Retry,
+        metrics_url: str,
     ) -> None:
         given = None if tokenizer is None else read_tokenizer(tokenizer)
         self.transport = transport
+        self._metrics_url = metrics_url
         self._model = ServedModel(transport, model, retry)
         self._tokenizers = TokenizerSource(self._model, given, TokenizerCache())
 
-    def answer(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None,
-        options: SamplingOptions,
-        loop: Loop,
-        processors: Sequence[Processor],
-        timeout: float | None,
-    ) -> Answer:
+    def generate(self, prompt: Prompt, asked: Asked) -> Answer:
         """The answer to a prompt; the server's loop has begun with it."""
-        checked = check_prompt(prompt)
-        chosen = sampling_params(params, options)
-        callables = check_processors(processors)
-        check_timeout(timeout)
-        _check_loop(loop)
-        deadline, request_id = Deadline(timeout), uuid.uuid4().hex
-        if loop == "client":
-            return ClientAnswer(
-                self._model, self._tokenizers, checked, chosen, callables, deadline, request_id
-            )
-        if callables:
-            raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
-        return ServerAnswer(
-            self._model, text_request(self._model.name, request_id, checked, chosen, stream=True), deadline
+        checked, deadline, request_id = check_prompt(prompt), Deadline(asked.timeout), _request_id()
+        if asked.loop == "server":
+            return self._ask_server(checked, asked, deadline, request_id)
+        return ClientAnswer(
+            self._model, self._tokenizers, checked, asked.params, asked.processors, deadline, request_id
         )
+
+    def chat(self, messages: Sequence[Message], asked: Asked) -> Answer:
+        """The answer to a conversation; the server's loop has begun with it."""
+        conversation = check_messages(messages)
+        return self._ask_server(conversation, asked, Deadline(asked.timeout), _request_id())
+
+    def session(self) -> SessionFlows:
+        """A sequence on the step model."""
+        return SessionFlows(self._model, _request_id())
+
+    def score(self, text: Prompt, timeout: float | None) -> Flow[Score]:
+        """How likely a text is."""
+        checked = check_prompt(text)
+        check_timeout(timeout)
+        return self._score(checked, Deadline(timeout), _request_id())
 
     def wait_until_ready(self, timeout: float | None, loop: Loop) -> Flow[None]:
         """Return once the server takes requests for the model that `loop` uses."""
@@ -91,6 +128,36 @@ class Core:
         return tuple(
             ModelInfo(entry.name, entry.version, entry.state == "READY", entry.reason) for entry in index
         )
+
+    def metrics(self) -> Flow[Metrics]:
+        """What the server counts and measures."""
+        content = yield partial(self.transport.fetch, self._metrics_url, ASK_TIMEOUT)
+        return read_metrics(content.decode(errors="replace"))
+
+    def _ask_server(
+        self, prompt: CheckedPrompt, asked: Asked, deadline: Deadline, request_id: str
+    ) -> ServerAnswer:
+        request = text_request(self._model.name, request_id, prompt, asked.params, stream=True)
+        return ServerAnswer(self._model, request, deadline)
+
+    def _score(self, text: str | tuple[int, ...], deadline: Deadline, request_id: str) -> Flow[Score]:
+        config = yield from self._model.step_config(deadline, request_id)
+        tokenizer = yield from self._tokenizers.get(config, deadline, request_id)
+        ids = tokenizer.encode(text) if isinstance(text, str) else text
+        if not 2 <= len(ids) <= config.max_length:
+            raise InvalidRequest(
+                f"the text has {len(ids)} tokens; give one of 2 to {config.max_length}", request_id
+            )
+        sequence = StepSequence(self.transport, config, request_id)
+        logprobs: list[float] = []
+        try:
+            for token, following in pairwise(ids):
+                end = len(logprobs) + 2 == len(ids)
+                logits = yield from sequence.append((token,), deadline, end=end)
+                logprobs.append(logprob(logits, following))
+        finally:
+            sequence.end()
+        return Score(ids, tuple(logprobs))
 
     def _wait_until_ready(self, model: str, timeout: float | None) -> Flow[None]:
         deadline, last = Deadline(timeout), "no answer yet"
@@ -121,3 +188,7 @@ class Core:
 def _check_loop(loop: str) -> None:
     if loop not in ("server", "client"):
         raise InvalidRequest(f"loop is {loop!r}; give 'server' or 'client'")
+
+
+def _request_id() -> str:
+    return uuid.uuid4().hex

@@ -61,6 +61,11 @@ class Endpoint:
         """`host:port`."""
         return f"{self.host}:{self.port}"
 
+    @property
+    def metrics_url(self) -> str:
+        """Where Triton shows its metrics unless told otherwise."""
+        return f"http://{self.host}:8002/metrics"
+
 
 def read_endpoint(url: str, tls: TLS | None = None, headers: Mapping[str, str] | None = None) -> Endpoint:
     """The endpoint of `url`: `host:port` or `grpc://` (`grpcs://` with TLS), `http://` or `https://`.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2_grpc
 
+from gptport_client._fetch import fetch
 from gptport_client._grpc_service import (
     OPTIONS,
     SEND_TIMEOUT,
@@ -68,6 +69,9 @@ class GrpcTransport(GrpcService):
     def send(self, request: InferRequest) -> None:
         with contextlib.suppress(ValueError):  # raised by a channel that is closed
             self._begin(request, SEND_TIMEOUT)
+
+    def fetch(self, url: str, timeout: float | None) -> bytes:
+        return fetch(url, timeout)
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -10,6 +10,7 @@ import grpc  # type: ignore[import-untyped]
 from grpc import aio
 from tritonclient.grpc import service_pb2_grpc
 
+from gptport_client._fetch import fetch
 from gptport_client._grpc_service import (
     OPTIONS,
     SEND_TIMEOUT,
@@ -56,6 +57,9 @@ class AsyncGrpcTransport(GrpcService):
     def send(self, request: InferRequest) -> None:
         if not self._closed:
             self._begin(request, SEND_TIMEOUT)
+
+    async def fetch(self, url: str, timeout: float | None) -> bytes:
+        return await asyncio.to_thread(fetch, url, timeout)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

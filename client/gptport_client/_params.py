@@ -104,7 +104,7 @@ def check_timeout(timeout: float | None) -> None:
         raise InvalidRequest("timeout is 0; give seconds above 0, or None for no limit")
 
 
-def check_text(field: str, value: str) -> None:
+def check_text(field: str, value: object) -> None:
     """Raise InvalidRequest unless `value` is a string that is not empty and can be written as UTF-8."""
     if not isinstance(value, str):
         raise InvalidRequest(f"{field} is a {type(value).__name__}; give a str")

@@ -1,14 +1,31 @@
-"""A prompt: a text, or the ids of its tokens."""
+"""A prompt: a text, the ids of its tokens, or the messages of a conversation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from gptport_client._errors import InvalidRequest
 from gptport_client._params import INT32_MAX, check_integer, check_text
 
 Prompt: TypeAlias = str | Sequence[int]
+Message: TypeAlias = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, which the server puts into the model's own template.
+
+    Attributes:
+        messages: a JSON list of objects with `role` and `content`.
+    """
+
+    messages: str
+
+
+CheckedPrompt: TypeAlias = str | tuple[int, ...] | Conversation
 
 
 def check_prompt(prompt: Prompt) -> str | tuple[int, ...]:
@@ -20,16 +37,45 @@ def check_prompt(prompt: Prompt) -> str | tuple[int, ...]:
     if isinstance(prompt, str):
         check_text("prompt", prompt)
         return prompt
-    if isinstance(prompt, (bytes, bytearray, memoryview)):
-        raise InvalidRequest(f"prompt is {type(prompt).__name__}; decode it to a str, or give token ids")
+    return check_token_ids("prompt", prompt)
+
+
+def check_token_ids(field: str, ids: Sequence[int]) -> tuple[int, ...]:
+    """The ids as a tuple of ints.
+
+    Raises:
+        InvalidRequest: empty, or not token ids.
+    """
+    if isinstance(ids, (bytes, bytearray, memoryview, str)):
+        raise InvalidRequest(f"{field} is {type(ids).__name__}; decode it to a str, or give token ids")
     try:
-        ids = list(prompt)
+        found = list(ids)
     except TypeError as error:
         raise InvalidRequest(
-            f"prompt is a {type(prompt).__name__}; give a str or a sequence of token ids"
+            f"{field} is a {type(ids).__name__}; give a str or a sequence of token ids"
         ) from error
-    if not ids:
-        raise InvalidRequest("prompt has no tokens; give at least one token id")
-    for index, token in enumerate(ids):
-        check_integer(f"prompt[{index}]", token, 0, INT32_MAX)
-    return tuple(int(token) for token in ids)
+    if not found:
+        raise InvalidRequest(f"{field} has no tokens; give at least one token id")
+    for index, token in enumerate(found):
+        check_integer(f"{field}[{index}]", token, 0, INT32_MAX)
+    return tuple(int(token) for token in found)
+
+
+def check_messages(messages: Sequence[Message]) -> Conversation:
+    """The messages, ready to be sent.
+
+    Raises:
+        InvalidRequest: there are none, or one is not an object with the texts `role` and `content`.
+    """
+    if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence) or not messages:
+        raise InvalidRequest(
+            'messages is empty or no list; give a list such as [{"role": "user", "content": "Hello"}]'
+        )
+    for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InvalidRequest(f"messages[{index}] is a {type(message).__name__}; give a dict")
+        check_text(f"messages[{index}]['role']", message.get("role", ""))
+        content = message.get("content")
+        if content != "":
+            check_text(f"messages[{index}]['content']", content)
+    return Conversation(json.dumps([dict(message) for message in messages], ensure_ascii=False))

@@ -59,6 +59,9 @@ class Transport(Protocol):
     def repository(self, timeout: float | None) -> list[Any]:
         """Triton's `ModelIndex` message of each model in the repository."""
 
+    def fetch(self, url: str, timeout: float | None) -> bytes:
+        """The content at an HTTP address (that of the metrics)."""
+
     def sleep(self, seconds: float) -> None:
         """Wait."""
 
@@ -87,6 +90,8 @@ class AsyncTransport(Protocol):
     async def model_config(self, model: str, timeout: float | None) -> Any: ...
 
     async def repository(self, timeout: float | None) -> list[Any]: ...
+
+    async def fetch(self, url: str, timeout: float | None) -> bytes: ...
 
     async def sleep(self, seconds: float) -> None: ...
 

@@ -10,6 +10,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
+from gptport_client._prompt import CheckedPrompt, Conversation
 from gptport_client._results import Chunk, Usage, finish_reason
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ _NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT64": "<u8", "FP32": "<f4", 
 
 
 def text_request(
-    model: str, request_id: str, prompt: str | Sequence[int], params: SamplingParams, *, stream: bool
+    model: str, request_id: str, prompt: CheckedPrompt, params: SamplingParams, *, stream: bool
 ) -> InferRequest:
-    """Ask the text model to continue a prompt. Parameters at their defaults are left out."""
+    """Ask the text model to continue a prompt, or to answer a conversation. Parameters at their defaults are left out."""
     request = _request(model, request_id)
     if isinstance(prompt, str):
         _add_values(request, "text_input", "BYTES", (prompt,))
+    elif isinstance(prompt, Conversation):
+        _add_values(request, "messages", "BYTES", (prompt.messages,))
     else:
         _add_values(request, "input_ids", "INT32", prompt)
     for field in fields(params):

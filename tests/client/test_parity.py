@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import inspect
 import time
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -17,12 +18,14 @@ from gptport_client import (
     DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
+    Outcome,
     Result,
     ServerNotReady,
     Timings,
 )
 
 PROMPT = "The quick brown 世界"
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "世界?"}]
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 2**64 - 1, "max_tokens": 20}
 QUESTIONS = {
     "generate": lambda client: client.generate(PROMPT, max_tokens=12),
@@ -34,6 +37,14 @@ QUESTIONS = {
     "wrong": lambda client: client.generate(PROMPT, max_tokens=0),
     "too long": lambda client: client.generate([5] * 80),
     "too long here": lambda client: client.generate([5] * 80, loop="client"),
+    "chat": lambda client: client.chat(MESSAGES, max_tokens=5),
+    "chat stream": lambda client: client.chat_stream(MESSAGES, max_tokens=5),
+    "chat of nobody": lambda client: client.chat([]),
+    "many": lambda client: client.generate_many([PROMPT, "", [5]], max_tokens=3),
+    "many here": lambda client: client.generate_many([PROMPT, [5]], loop="client", max_tokens=3),
+    "score": lambda client: client.score(PROMPT),
+    "score of one token": lambda client: client.score([5]),
+    "metrics": lambda client: client.metrics(),
     "ready": lambda client: client.wait_until_ready(1),
     "models": lambda client: client.models(),
 }
@@ -43,7 +54,7 @@ def blocking(url, ask, **arguments):
     """What the question gives on `Client`: a value, a list of chunks, or an error."""
     with Client(url, **{"model": "toy", **arguments}) as client:
         answer = ask(client)
-        return list(answer) if isinstance(answer, gptport_client.Stream) else answer
+        return list(answer) if isinstance(answer, Iterator) else answer
 
 
 def awaiting(url, ask, **arguments):
@@ -52,7 +63,7 @@ def awaiting(url, ask, **arguments):
     async def main():
         async with AsyncClient(url, **{"model": "toy", **arguments}) as client:
             answer = ask(client)
-            if isinstance(answer, gptport_client.AsyncStream):
+            if isinstance(answer, AsyncIterator):
                 return [chunk async for chunk in answer]
             return await answer
 
@@ -65,6 +76,14 @@ def outcome(way, *arguments, **keywords):
         answer = way(*arguments, **keywords)
     except gptport_client.GptportError as error:
         return type(error), str(error).split(" [request")[0]
+    return [timeless(each) for each in answer] if isinstance(answer, list) else timeless(answer)
+
+
+def timeless(answer):
+    """Without what differs every time."""
+    if isinstance(answer, Outcome):
+        error = answer.error and (type(answer.error), str(answer.error).split(" [request")[0])
+        return answer.index, answer.prompt, timeless(answer.result), error
     if isinstance(answer, Result):
         return dataclasses.replace(answer, timings=Timings(0, 0), request_id="")
     return answer
@@ -77,6 +96,8 @@ def test_both_clients_give_the_same(toy, question):
 
 @pytest.mark.parametrize("loop", ["server", "client"])
 def test_both_clients_fail_the_same(toy, loop):
+    """On a model that is not there, and a server that is not."""
+
     def ask(client):
         return client.generate(PROMPT, loop=loop)
 

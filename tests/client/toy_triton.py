@@ -8,6 +8,7 @@ way (everything decoded at once, everything sorted), so that the client's own lo
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 import threading
 import time
@@ -83,6 +84,11 @@ def reference_token(logits: np.ndarray, temperature: float, top_k: int, top_p: f
         if total >= top_p:
             break
     return next((token for token, cumulative in kept if cumulative > u * total), kept[-1][0])
+
+
+def render(messages: list[dict[str, str]]) -> str:
+    """The toy's chat template."""
+    return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
 
 
 class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -215,12 +221,12 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _generate(self, request, context):
         tensors = read_inputs(request)
-        prompt = tensors.get("input_ids")
-        ids = (
-            self.tokenizer.encode(tensors["text_input"][0].decode()).ids
-            if prompt is None
-            else prompt.tolist()
-        )
+        if "input_ids" in tensors:
+            ids = tensors["input_ids"].tolist()
+        elif "messages" in tensors:
+            ids = self.tokenizer.encode(render(json.loads(tensors["messages"][0]))).ids
+        else:
+            ids = self.tokenizer.encode(tensors["text_input"][0].decode()).ids
         if len(ids) >= MAX_LENGTH:
             yield failure(f"the prompt has {len(ids)} tokens; toy takes at most {MAX_LENGTH - 1}")
             return
