@@ -14,12 +14,17 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from . import packed
 from .errors import CheckpointError, UnsupportedModel, first_line
 from .locate import Location, locate
+from .packed import Packed, Packing
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
+
+    from .precision import Quantization
+    from .quantize import Blocks
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -60,8 +65,20 @@ class Checkpoint(Location):
             generation = None
         return ModelSpec.from_config(self.config, generation)
 
+    @cached_property
+    def packing(self) -> Packing | None:
+        """How matrices are stored, if they are in integers.
+
+        Raises:
+            UnsupportedModel: in a way that gptport does not read.
+        """
+        settings = getattr(self.config, "quantization_config", None)
+        if self.format == "gguf" or not settings:
+            return None
+        return Packing.of(settings if isinstance(settings, dict) else settings.to_dict())
+
     def __contains__(self, name: str) -> bool:
-        return self._find(name) is not None
+        return self._find(name) is not None or self._packed_module(name) is not None
 
     def tensor(self, name: str) -> torch.Tensor:
         """The values of a parameter, in the checkpoint's dtype.
@@ -69,9 +86,32 @@ class Checkpoint(Location):
         Raises:
             CheckpointError: there is no such tensor, or the file is damaged.
         """
-        stored = self._stored(name)
+        module = self._packed_module(name)
+        return self._values(self._stored(name)) if module is None else self._unpack(module).dense()
+
+    def blocks(self, name: str, quantization: Quantization) -> Blocks | None:
+        """A matrix in the integers that the checkpoint has; None if it has none, or others than `quantization` wants."""
+        module = self._packed_module(name)
+        if module is None or self.packing is None or self.packing.bits != quantization.bits:
+            return None
+        return self._unpack(module).blocks(quantization)
+
+    def _packed_module(self, name: str) -> str | None:
+        """The stored name of the module whose weight is in integers."""
+        if self.packing is None or not name.endswith(".weight"):
+            return None
+        values = self._find(name.removesuffix(".weight") + packed.VALUES)
+        return values and values.removesuffix(packed.VALUES)
+
+    def _unpack(self, module: str) -> Packed:
+        assert self.packing is not None
+        return packed.read(
+            module, self.packing, lambda name: self._values(name) if name in self._names else None
+        )
+
+    def _values(self, stored: str) -> torch.Tensor:
         if self.format != "safetensors":
-            return self._loaded[stored]
+            return self.state_dict[stored]
         path, _ = self._safetensors[stored]
         try:
             with safe_open(path, "pt") as file:
@@ -86,57 +126,22 @@ class Checkpoint(Location):
         Raises:
             CheckpointError: there is no such tensor.
         """
-        stored = self._stored(name)
+        module = self._packed_module(name)
+        if module is not None and self.packing is not None:
+            return self.packing.shape(self._stored_shape(module + packed.VALUES))
+        return self._stored_shape(self._stored(name))
+
+    def _stored_shape(self, stored: str) -> tuple[int, ...]:
         return (
             self._safetensors[stored][1]
             if self.format == "safetensors"
-            else tuple(self._loaded[stored].shape)
+            else tuple(self.state_dict[stored].shape)
         )
 
     @property
     def parameters(self) -> int:
         """How many numbers the stored tensors have."""
         return sum(math.prod(shape) for _, shape in self._safetensors.values())
-
-    def empty_reference(self) -> PreTrainedModel:
-        """The model itself, in torch, float32, with its buffers and without its weights."""
-        from accelerate import init_empty_weights
-
-        architecture: Any = AutoModelForCausalLM
-        with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = architecture.from_config(
-                self.config,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                trust_remote_code=self.trust_remote_code,
-            )
-        model.tie_weights()
-        model.eval()
-        return model
-
-    def reference(self) -> PreTrainedModel:
-        """The model itself, in torch, float32, loaded by transformers."""
-        architecture: Any = AutoModelForCausalLM
-        if self.format == "gguf":
-            model: PreTrainedModel = architecture.from_config(
-                self.config, dtype=torch.float32, attn_implementation="eager"
-            )
-            model.load_state_dict(self._loaded, assign=True)
-        else:
-            try:
-                model = architecture.from_pretrained(
-                    self.directory,
-                    dtype=torch.float32,
-                    attn_implementation="eager",
-                    trust_remote_code=self.trust_remote_code,
-                    use_safetensors=self.format == "safetensors",
-                )
-            except (RuntimeError, ValueError, OSError) as error:
-                raise CheckpointError(
-                    f"transformers cannot load {self.directory}: {first_line(error)}"
-                ) from error
-        model.eval()
-        return model
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """Name → content of the tokenizer's files and of generation_config.json; `tokenizer.json` is always there.
@@ -209,7 +214,7 @@ class Checkpoint(Location):
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        return frozenset(self._safetensors if self.format == "safetensors" else self._loaded)
+        return frozenset(self._safetensors if self.format == "safetensors" else self.state_dict)
 
     @cached_property
     def _safetensors(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -227,8 +232,8 @@ class Checkpoint(Location):
         return stored
 
     @cached_property
-    def _loaded(self) -> dict[str, torch.Tensor]:
-        """All parameters of a format that is not read lazily."""
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All parameters, of a format that is not read lazily."""
         if self.format == "pickle":
             merged: dict[str, torch.Tensor] = {}
             for path in self.files:

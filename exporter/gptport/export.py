@@ -18,6 +18,8 @@ from .allocator import return_large_blocks
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
 from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
+from .packed import block_size
+from .precision import Quantization
 from .reference import evaluation_text, reference
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def export(
     return_large_blocks()
     name = repositories.checked_name(name)
     length = _max_length(checkpoint, max_length)
+    precision = _as_stored(checkpoint, precision)
     text = evaluation_text(evaluation)
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
         folder = staging / "version"
@@ -111,6 +114,15 @@ def export(
             )
             folders = _publish(repository, folder, manifest)
     return Exported(folders, manifest, parity, built.changes, built.traced_layers)
+
+
+def _as_stored(checkpoint: Checkpoint, precision: Precision) -> Precision:
+    """The precision, with the blocks that the checkpoint's matrices are stored in already."""
+    packing, wanted = checkpoint.packing, precision.quantization
+    if packing is None or wanted is None or wanted.bits != packing.bits:
+        return precision
+    size = block_size(packing.group_size)
+    return replace(precision, quantization=Quantization("rtn", packing.bits, size))
 
 
 def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,13 +36,7 @@ class Blocks:
 def quantize(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
     """Quantize a matrix [N, K]."""
     by = _ALGORITHMS[quantization.algorithm]
-    parts = [by(matrix[row : row + _ROWS], quantization) for row in range(0, len(matrix), _ROWS)]
-    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
-    return Blocks(
-        np.concatenate([part.packed for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate(zero_points) if zero_points else None,
-    )
+    return concatenated([by(matrix[row : row + _ROWS], quantization) for row in range(0, len(matrix), _ROWS)])
 
 
 def blocks_of(features: int, quantization: Quantization) -> int:
@@ -56,12 +50,21 @@ def zero_points_width(features: int, quantization: Quantization) -> int:
     return count if quantization.algorithm == "hqq" else -(-count * quantization.bits // 8)
 
 
-class LazyBlocks:
-    """The blocks of a matrix that is quantized when the first of its parts is asked for, and forgotten after the last."""
+def concatenated(parts: Sequence[Blocks]) -> Blocks:
+    """Several matrices with the same features, one below the other."""
+    zero_points = [part.zero_points for part in parts if part.zero_points is not None]
+    return Blocks(
+        np.concatenate([part.packed for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zero_points) if zero_points else None,
+    )
 
-    def __init__(self, read: Callable[[], NDArray[np.float32]], quantization: Quantization) -> None:
-        self._read = read
-        self._quantization = quantization
+
+class LazyBlocks:
+    """The blocks of a matrix, made when the first of its parts is asked for, and forgotten after the last."""
+
+    def __init__(self, make: Callable[[], Blocks]) -> None:
+        self._make = make
         self._blocks: Blocks | None = None
         self._parts = 0
         self._taken: set[str] = set()
@@ -75,7 +78,7 @@ class LazyBlocks:
     def _take(self, part: str) -> NDArray[Any]:
         with self._lock:
             if self._blocks is None:
-                self._blocks = quantize(self._read(), self._quantization)
+                self._blocks = self._make()
             found: NDArray[Any] = getattr(self._blocks, part)
             self._taken.add(part)
             if len(self._taken) == self._parts:
@@ -114,9 +117,9 @@ def _k_quant(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
     zero_points = np.where(same, first < 0, zero_points).astype(np.uint8)
     rows = len(matrix)
     return Blocks(
-        _pack(values.reshape(rows, -1, quantization.block_size), quantization.bits),
+        pack(values.reshape(rows, -1, quantization.block_size), quantization.bits),
         scales.reshape(rows, -1),
-        _pack(zero_points.reshape(rows, -1), quantization.bits),
+        pack(zero_points.reshape(rows, -1), quantization.bits),
     )
 
 
@@ -136,7 +139,7 @@ def _hqq(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
     rows = len(matrix)
     blocks = values.numpy().astype(np.uint8).reshape(rows, -1, quantization.block_size)
     return Blocks(
-        _pack(blocks, quantization.bits),
+        pack(blocks, quantization.bits),
         scales.reshape(rows, -1).numpy(),
         zero_points.reshape(rows, -1).numpy(),
     )
@@ -147,7 +150,7 @@ def _padded(matrix: NDArray[np.float32], quantization: Quantization) -> NDArray[
     return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % quantization.block_size)))
 
 
-def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Two values of 4 bits in a byte, along the last axis, the first in the lower half; 8 bits as they are."""
     if bits == 8:
         return values

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
-from .errors import UsageError
+from .errors import CheckpointError, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Reference:
     Attributes:
         ids: rows of consecutive text, int64 [rows, tokens].
         logits: float32 [rows, tokens, vocab].
-        streamed: whether the model was too large to be loaded at once, and ran module by module.
+        streamed: whether the model was not loaded at once, and ran module by module.
     """
 
     ids: NDArray[np.int64]
@@ -66,18 +67,50 @@ def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, te
     known = np.array([i for i in found if i < checkpoint.spec.vocab_size] or [0], np.int64)
     width = min(ROW_TOKENS, max_length)
     ids = np.resize(known, (ROWS, width))
-    streamed = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
-    model = _streamed(checkpoint) if streamed else checkpoint.reference()
+    large = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
+    streamed = large or checkpoint.packing is not None
+    model = _streamed(checkpoint) if streamed else _loaded(checkpoint)
+    model.eval()
     with torch.no_grad():
         logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
     return Reference(ids, logits, streamed)
 
 
+def _loaded(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model as transformers loads it; from GGUF, with the weights that transformers read already."""
+    architecture: Any = AutoModelForCausalLM
+    settings = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if checkpoint.format == "gguf":
+        model: PreTrainedModel = architecture.from_config(checkpoint.config, **settings)
+        model.load_state_dict(checkpoint.state_dict, assign=True)
+        return model
+    try:
+        model = architecture.from_pretrained(
+            checkpoint.directory,
+            trust_remote_code=checkpoint.trust_remote_code,
+            use_safetensors=checkpoint.format == "safetensors",
+            **settings,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"transformers cannot load {checkpoint.directory}: {first_line(error)}"
+        ) from error
+    return model
+
+
 def _streamed(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model without its weights: each module reads its own before it runs, and forgets them after."""
-    from accelerate import cpu_offload
+    from accelerate import cpu_offload, init_empty_weights
 
-    model = checkpoint.empty_reference()
+    architecture: Any = AutoModelForCausalLM
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = architecture.from_config(
+            checkpoint.config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            trust_remote_code=checkpoint.trust_remote_code,
+        )
+    model.tie_weights()
     cpu_offload(model, torch.device("cpu"), state_dict=_Float32(checkpoint, _aliases(model)))
     return model
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import onnx_ir as ir
 import torch
 
 from .errors import CheckpointError
-from .quantize import LazyBlocks, blocks_of, zero_points_width
+from .quantize import Blocks, LazyBlocks, blocks_of, concatenated, quantize, zero_points_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from .precision import Quantization
@@ -149,6 +149,9 @@ class Source(Protocol):
     def tensor(self, name: str) -> torch.Tensor:
         """Its values."""
 
+    def blocks(self, name: str, quantization: Quantization) -> Blocks | None:
+        """Its values in integers, if they are stored so."""
+
 
 def attach(graph: ir.Graph, source: Source, aliases: Mapping[str, Sequence[str]]) -> None:
     """Give every initializer that is made of parameters its values, which are read only when they are written.
@@ -171,9 +174,8 @@ def attach(graph: ir.Graph, source: Source, aliases: Mapping[str, Sequence[str]]
         _check_shape(weight, source, recipe.shape if isinstance(recipe, Part) else shape(value))
         assert value.dtype is not None
         if isinstance(recipe, Part):
-            blocks = lazy.setdefault(
-                (weight, recipe.quantization), LazyBlocks(_matrix(weight, source.tensor), recipe.quantization)
-            )
+            make = partial(_blocks, weight, source, recipe.quantization)
+            blocks = lazy.setdefault((weight, recipe.quantization), LazyBlocks(make))
             reader = _part_reader(blocks.expect(recipe.attribute), value)
         else:
             reader = _reader(weight, source.tensor, TORCH_DTYPES[value.dtype])
@@ -205,8 +207,12 @@ def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.T
     return tensor
 
 
-def _matrix(weight: Weight, read: Read) -> Callable[[], NDArray[np.float32]]:
-    return lambda: weight.read(read, torch.float32).numpy()
+def _blocks(weight: Weight, source: Source, quantization: Quantization) -> Blocks:
+    """As the checkpoint has them, or quantized."""
+    stored = [source.blocks(name, quantization) for name in weight.names]
+    if all(stored):
+        return concatenated([blocks for blocks in stored if blocks])
+    return quantize(weight.read(source.tensor, torch.float32).numpy(), quantization)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

@@ -97,19 +97,19 @@ def test_many_rows_are_quantized_as_few_are():
     np.testing.assert_array_equal(whole.scales[4090:], part.scales)
 
 
-def test_a_matrix_is_read_once_and_let_go_after_its_last_part():
-    reads = []
+def test_a_matrix_is_quantized_once_and_let_go_after_its_last_part():
+    made = []
 
-    def read():
-        reads.append(1)
-        return np.ones((2, 32), np.float32)
+    def make():
+        made.append(1)
+        return quantize(np.ones((2, 32), np.float32), Quantization("rtn", 4))
 
-    lazy = LazyBlocks(read, Quantization("rtn", 4))
+    lazy = LazyBlocks(make)
     takes = [lazy.expect(part) for part in ("packed", "scales", "zero_points")]
     assert [take().shape for take in takes] == [(2, 1, 16), (2, 1), (2, 1)]
-    assert len(reads) == 1
+    assert len(made) == 1
     takes[0]()
-    assert len(reads) == 2
+    assert len(made) == 2
 
 
 def nodes_of(exported, name):
