@@ -23,9 +23,9 @@ from gptport_client._errors import (
     ServerError,
     ServerNotReady,
 )
-from gptport_client._many import Outcome
+from gptport_client._many import Outcome, Request
 from gptport_client._metrics import Metrics, Sample
-from gptport_client._model import ModelInfo
+from gptport_client._model import ModelConfig, ModelInfo
 from gptport_client._params import SamplingParams
 from gptport_client._processors import Processor, from_transformers
 from gptport_client._prompt import Message, Prompt
@@ -55,6 +55,7 @@ __all__ = [
     "Loop",
     "Message",
     "Metrics",
+    "ModelConfig",
     "ModelInfo",
     "ModelNotFound",
     "Outcome",
@@ -62,6 +63,7 @@ __all__ = [
     "Prompt",
     "ProtocolError",
     "QueueFull",
+    "Request",
     "Result",
     "Retry",
     "Sample",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Unpack
 from gptport_client._core import Asked, Core, Loop
 from gptport_client._endpoint import TLS, Endpoint, read_endpoint
 from gptport_client._flow import run_async
-from gptport_client._many import Outcome, Prompts, check_many, many_async
-from gptport_client._model import ModelInfo, check_model_name
+from gptport_client._many import Items, Outcome, check_many, many_async
+from gptport_client._model import ModelConfig, ModelInfo, check_model_name
 from gptport_client._progress import Progress
 from gptport_client._retry import Retry
 from gptport_client._session import AsyncSession
@@ -123,7 +123,7 @@ class AsyncClient:
 
     def generate_many(
         self,
-        prompts: Prompts,
+        prompts: Items,
         params: SamplingParams | None = None,
         *,
         concurrency: int = 16,
@@ -138,10 +138,18 @@ class AsyncClient:
         asked = Asked.checked(params, options, timeout, loop, processors)
         return many_async(
             prompts,
-            lambda prompt: _result(self._core.generate(prompt, asked)),
+            lambda prompt: _result(self._core.one_of_many(prompt, asked)),
             concurrency,
             Progress(prompts, shown=progress),
         )
+
+    async def model_config(self) -> ModelConfig:
+        """See `Client.model_config`."""
+        return await run_async(self._core.model_config())
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """See `Client.tokenize`."""
+        return await run_async(self._core.tokenize(text))
 
     async def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
         """See `Client.score`."""

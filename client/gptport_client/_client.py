@@ -8,8 +8,8 @@ from gptport_client._core import Asked, Core, Loop
 from gptport_client._endpoint import TLS, read_endpoint
 from gptport_client._flow import run
 from gptport_client._grpc import GrpcTransport
-from gptport_client._many import Outcome, check_many, many
-from gptport_client._model import ModelInfo, check_model_name
+from gptport_client._many import Outcome, Request, check_many, many
+from gptport_client._model import ModelConfig, ModelInfo, check_model_name
 from gptport_client._progress import Progress
 from gptport_client._retry import Retry
 from gptport_client._session import Session
@@ -165,7 +165,7 @@ class Client:
 
     def generate_many(
         self,
-        prompts: Iterable[Prompt],
+        prompts: Iterable[Prompt | Request],
         params: SamplingParams | None = None,
         *,
         concurrency: int = 16,
@@ -178,7 +178,8 @@ class Client:
         """Continue many prompts; the outcomes come in the prompts' order, each a result or its error.
 
         Args:
-            prompts: a list or a generator, from which prompts are drawn as they are needed.
+            prompts: a list or a generator, from which prompts are drawn as they are needed. A `Request` among them
+                may be a conversation, and has parameters of its own.
             concurrency: prompts under way at a time.
             progress: show a bar on standard error, if that is a terminal.
             timeout: seconds for each prompt.
@@ -188,10 +189,18 @@ class Client:
         asked = Asked.checked(params, options, timeout, loop, processors)
         return many(
             prompts,
-            lambda prompt: _result(self._core.generate(prompt, asked)),
+            lambda prompt: _result(self._core.one_of_many(prompt, asked)),
             concurrency,
             Progress(prompts, shown=progress),
         )
+
+    def model_config(self) -> ModelConfig:
+        """What the model's configuration says: its length, its vocabulary and the tokens that end a text."""
+        return run(self._core.model_config())
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """The ids of a text's tokens, those included that the tokenizer puts around a text."""
+        return run(self._core.tokenize(text))
 
     def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
         """How likely a text is: the log-probability of each token, given those before it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from gptport_client._client_loop import ClientAnswer
 from gptport_client._deadline import Deadline
 from gptport_client._errors import DeadlineExceeded, GptportError, InvalidRequest, ServerNotReady
+from gptport_client._many import Item, Request
 from gptport_client._metrics import Metrics, read_metrics
-from gptport_client._model import ModelInfo, step_model
-from gptport_client._params import SamplingParams, check_timeout, sampling_params
+from gptport_client._model import ModelConfig, ModelInfo, step_model
+from gptport_client._params import SamplingParams, check_text, check_timeout, sampling_params
 from gptport_client._processors import Processor, check_processors
 from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
 from gptport_client._score import Score, logprob
@@ -90,6 +91,7 @@ class Core:
         self._metrics_url = metrics_url
         self._model = ServedModel(transport, model, retry)
         self._tokenizers = TokenizerSource(self._model, given, TokenizerCache())
+        self._tokenizer = given
 
     def generate(self, prompt: Prompt, asked: Asked) -> Answer:
         """The answer to a prompt; the server's loop has begun with it."""
@@ -104,6 +106,24 @@ class Core:
         """The answer to a conversation; the server's loop has begun with it."""
         conversation = check_messages(messages)
         return self._ask_server(conversation, asked, Deadline(asked.timeout), _request_id())
+
+    def one_of_many(self, item: Item, asked: Asked) -> Answer:
+        """The answer to a prompt or a request."""
+        if not isinstance(item, Request):
+            return self.generate(item, asked)
+        own = asked if item.params is None else replace(asked, params=item.params)
+        if item.prompt is not None:
+            return self.generate(item.prompt, own)
+        return self.chat(item.messages or (), own)
+
+    def model_config(self) -> Flow[ModelConfig]:
+        """What the text model's configuration says."""
+        return self._model.config(self._model.name, Deadline(ASK_TIMEOUT))
+
+    def tokenize(self, text: str) -> Flow[tuple[int, ...]]:
+        """The ids of a text's tokens."""
+        check_text("text", text)
+        return self._tokenize(text, Deadline(ASK_TIMEOUT))
 
     def session(self) -> SessionFlows:
         """A sequence on the step model."""
@@ -133,6 +153,12 @@ class Core:
         """What the server counts and measures."""
         content = yield partial(self.transport.fetch, self._metrics_url, ASK_TIMEOUT)
         return read_metrics(content.decode(errors="replace"))
+
+    def _tokenize(self, text: str, deadline: Deadline) -> Flow[tuple[int, ...]]:
+        if self._tokenizer is None:
+            config = yield from self.model_config()
+            self._tokenizer = yield from self._tokenizers.get(config, deadline, "")
+        return self._tokenizer.encode(text)
 
     def _ask_server(
         self, prompt: CheckedPrompt, asked: Asked, deadline: Deadline, request_id: str

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from gptport_client._errors import GptportError, InvalidRequest
-from gptport_client._params import check_integer
-from gptport_client._prompt import Prompt
+from gptport_client._params import SamplingParams, check_integer
+from gptport_client._prompt import Message, Prompt
 
 if TYPE_CHECKING:
     from gptport_client._progress import Progress
@@ -20,7 +20,35 @@ if TYPE_CHECKING:
 MOST_AT_A_TIME = 1024
 # Answers that wait for a slow one before them: so many times `concurrency` are drawn ahead, so that there is work meanwhile.
 AHEAD = 4
-Prompts: TypeAlias = Iterable[Prompt] | AsyncIterable[Prompt]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One of many: a prompt or a conversation, with parameters of its own.
+
+    Attributes:
+        prompt: see `Client.generate`.
+        messages: see `Client.chat`; instead of a prompt.
+        params: None takes those that all have.
+        tag: anything, for who reads the outcome.
+
+    Raises:
+        InvalidRequest: there are both of prompt and messages, or none.
+    """
+
+    prompt: Prompt | None = None
+    messages: Sequence[Message] | None = None
+    params: SamplingParams | None = None
+    tag: object = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            found = "neither" if self.prompt is None else "both"
+            raise InvalidRequest(f"the request has {found} of prompt and messages; give exactly one of them")
+
+
+Item: TypeAlias = Prompt | Request
+Items: TypeAlias = Iterable[Item] | AsyncIterable[Item]
 
 
 @dataclass(frozen=True)
@@ -35,7 +63,7 @@ class Outcome:
     """
 
     index: int
-    prompt: Prompt
+    prompt: Item
     result: Result | None
     error: GptportError | None = None
 
@@ -48,7 +76,7 @@ def check_many(prompts: object, concurrency: int) -> None:
 
 
 def many(
-    prompts: Iterable[Prompt], ask: Callable[[Prompt], Result], concurrency: int, progress: Progress
+    prompts: Iterable[Item], ask: Callable[[Item], Result], concurrency: int, progress: Progress
 ) -> Iterator[Outcome]:
     """The outcome of `ask` for each prompt, in order, with threads.
 
@@ -70,7 +98,7 @@ def many(
 
 
 async def many_async(
-    prompts: Prompts, ask: Callable[[Prompt], Awaitable[Result]], concurrency: int, progress: Progress
+    prompts: Items, ask: Callable[[Item], Awaitable[Result]], concurrency: int, progress: Progress
 ) -> AsyncIterator[Outcome]:
     """The outcome of `ask` for each prompt, in order, with tasks. Who leaves the iterator cancels those that run."""
     running: deque[asyncio.Task[Outcome]] = deque()
@@ -91,7 +119,7 @@ async def many_async(
             task.cancel()
 
 
-def _outcome(index: int, prompt: Prompt, ask: Callable[[Prompt], Result]) -> Outcome:
+def _outcome(index: int, prompt: Item, ask: Callable[[Item], Result]) -> Outcome:
     try:
         return Outcome(index, prompt, ask(prompt))
     except GptportError as error:
@@ -99,7 +127,7 @@ def _outcome(index: int, prompt: Prompt, ask: Callable[[Prompt], Result]) -> Out
 
 
 async def _outcome_async(
-    index: int, prompt: Prompt, ask: Callable[[Prompt], Awaitable[Result]], slots: asyncio.Semaphore
+    index: int, prompt: Item, ask: Callable[[Item], Awaitable[Result]], slots: asyncio.Semaphore
 ) -> Outcome:
     try:
         async with slots:
@@ -108,7 +136,7 @@ async def _outcome_async(
         return Outcome(index, prompt, None, error)
 
 
-async def _each(prompts: Prompts) -> AsyncIterator[Prompt]:
+async def _each(prompts: Items) -> AsyncIterator[Item]:
     if isinstance(prompts, AsyncIterable):
         async for prompt in prompts:
             yield prompt

@@ -35,7 +35,11 @@ class ServedModel:
 
     def step_config(self, deadline: Deadline, request_id: str = "") -> Flow[ModelConfig]:
         """The step model's configuration."""
-        return self.ask(partial(self._config, step_model(self.name), deadline, request_id), deadline)
+        return self.config(step_model(self.name), deadline, request_id)
+
+    def config(self, model: str, deadline: Deadline, request_id: str = "") -> Flow[ModelConfig]:
+        """The configuration of the text model or the step model."""
+        return self.ask(partial(self._config, model, deadline, request_id), deadline)
 
     def file(self, file: str, deadline: Deadline, request_id: str) -> Flow[bytes]:
         """The content of one of the text model's files."""

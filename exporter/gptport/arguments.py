@@ -8,6 +8,8 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from . import client_commands
+
 if TYPE_CHECKING:
     _Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -23,10 +25,17 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"gptport {importlib.metadata.version('gptport')}"
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for add in (_add_sample, _add_export, _add_serve, _add_generate, _add_inspect):
-        command = add(commands)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for add in (_add_sample, _add_export, _add_serve, _add_inspect):
+        _add_debug(add(commands))
+    for name, module in client_commands.COMMANDS.items():
+        command = _command(commands, name, module.HELP)
+        module.add(command)
+        _add_debug(command)
     return top
+
+
+def _add_debug(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
@@ -141,55 +150,6 @@ def _add_serve(commands: _Commands) -> argparse.ArgumentParser:
     command.add_argument("--grpc-port", type=int, default=8001, metavar="PORT", help="default: %(default)s")
     command.add_argument(
         "--metrics-port", type=int, default=8002, metavar="PORT", help="default: %(default)s"
-    )
-    return command
-
-
-def _add_generate(commands: _Commands) -> argparse.ArgumentParser:
-    command = _command(commands, "generate", "Generate text with a model that is served.")
-    command.add_argument(
-        "prompt", metavar="PROMPT", help="the text to go on with; - reads it from standard input"
-    )
-    command.add_argument("--model", required=True, metavar="NAME", help="the model's name")
-    command.add_argument(
-        "--url", default="localhost:8001", help="gRPC address of the server (default: %(default)s)"
-    )
-    command.add_argument(
-        "--max-tokens", type=int, default=256, metavar="N", help="most new tokens (default: %(default)s)"
-    )
-    command.add_argument(
-        "--temperature",
-        type=float,
-        default=0.0,
-        metavar="T",
-        help="0 takes the likeliest token (default: %(default)s)",
-    )
-    command.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all"
-    )
-    command.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        metavar="P",
-        help="keep the likeliest tokens up to this probability",
-    )
-    command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
-    command.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
-    )
-    command.add_argument(
-        "--loop",
-        choices=("server", "client"),
-        default="server",
-        help="who runs the loop (default: %(default)s)",
-    )
-    command.add_argument(
-        "--tokenizer", type=Path, metavar="PATH", help="for --loop client where NAME itself is not served"
-    )
-    command.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after this long")
-    command.add_argument(
-        "--json", action="store_true", help="print one JSON object when all is there, instead of streaming"
     )
     return command
 

@@ -1,7 +1,7 @@
 """The command `gptport`: parse, call, print.
 
-Every command imports what it needs when it runs, so that `gptport generate` works where only the client is installed. This
-is the one module that knows the client; the packages themselves do not import each other.
+Every command imports what it needs when it runs, so that `gptport generate` works where only the client is installed. The
+commands that ask a server for text are in `client_commands/`.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from . import client_commands
 from .arguments import parser
+from .client_commands.terminal import put, say
 from .errors import GptportError, UsageError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
-
-    from gptport_client import Chunk
+    from collections.abc import Callable, Sequence
 
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -73,18 +72,8 @@ def _fail(options: argparse.Namespace, message: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    _say(f"gptport: {' '.join(message.split())}")
+    say(f"gptport: {' '.join(message.split())}")
     return code
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
-
-
-def _print(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -94,7 +83,7 @@ def _sample(options: argparse.Namespace) -> None:
     target = options.output or Path("checkpoints") / options.name
     with console.Steps() as steps:
         found = samples.sample(options.name, target, steps)
-    _print(str(found))
+    put(str(found))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -127,7 +116,7 @@ def _export(options: argparse.Namespace) -> None:
             options.evaluation_text,
             options.jobs,
         )
-    _print(report.exported(exported, source))
+    put(report.exported(exported, source))
 
 
 def _serve(options: argparse.Namespace) -> int | None:
@@ -140,50 +129,8 @@ def _serve(options: argparse.Namespace) -> int | None:
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
-        say=_say,
+        say=say,
         debug=options.debug,
-    )
-
-
-def _generate(options: argparse.Namespace) -> None:
-    import gptport_client as client
-
-    prompt = (
-        sys.stdin.buffer.read().decode(errors="surrogateescape") if options.prompt == "-" else options.prompt
-    )
-    parameters = {
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
-        "stop": options.stop,
-        "loop": options.loop,
-        "timeout": options.timeout,
-    }
-    try:
-        with client.Client(options.url, model=options.model, tokenizer=options.tokenizer) as connection:
-            if options.json:
-                _print(json.dumps(asdict(connection.generate(prompt, **parameters)), ensure_ascii=False))
-            else:
-                _stream(connection.stream(prompt, **parameters))
-    except client.InvalidRequest as error:
-        raise UsageError(str(error)) from error
-    except client.GptportError as error:
-        raise GptportError(str(error)) from error
-
-
-def _stream(chunks: Iterable[Chunk]) -> None:
-    started, first, tokens, reason = time.monotonic(), 0.0, 0, None
-    for chunk in chunks:
-        first = first or time.monotonic()
-        tokens += len(chunk.token_ids)
-        reason = chunk.finish_reason or reason
-        _print(chunk.text, end="")
-    _print("")
-    seconds = time.monotonic() - started
-    _say(
-        f"[{tokens} tokens, {tokens / seconds:.1f} a second, first after {first - started:.2f} s, ended by {reason}]"
     )
 
 
@@ -192,15 +139,15 @@ def _inspect(options: argparse.Namespace) -> None:
 
     folder = manifest.version_folder(options.model)
     found = manifest.read(folder)
-    _print(json.dumps(asdict(found), indent=2) if options.json else report.inspected(folder, found))
+    put(json.dumps(asdict(found), indent=2) if options.json else report.inspected(folder, found))
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "sample": _sample,
     "export": _export,
     "serve": _serve,
-    "generate": _generate,
     "inspect": _inspect,
+    **{name: command.run for name, command in client_commands.COMMANDS.items()},
 }
 
 

@@ -100,6 +100,8 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.vocab_size = self.tokenizer.get_vocab_size()
         self.models = {"toy", "toy_step"}
         self.ready = True
+        self.max_length = MAX_LENGTH
+        self.no_template = False
         self.delay = 0.0  # seconds before each token
         self.error_after: tuple[int, str] | None = None  # after so many pieces, this error_message
         self.separate_final = False  # the final flag in a response of its own
@@ -154,7 +156,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         parameters = {
             "gptport_schema": "1",
             "gptport_kind": "step" if request.name.endswith("_step") else "text",
-            "max_length": str(MAX_LENGTH),
+            "max_length": str(self.max_length),
             "vocab_size": str(self.vocab_size),
             "eos_token_ids": self.eos_token_ids,
             "bos_token_id": "",
@@ -196,7 +198,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             assert tensors["position_ids"].ravel().tolist() == list(range(len(past), len(past) + len(ids)))
             assert tensors["seqlens_k"].tolist() == [[len(past) + len(ids) - 1]]
             past.extend(ids)
-            assert len(past) <= MAX_LENGTH
+            assert len(past) <= self.max_length
             logits = next_logits(past, self.vocab_size)
             if end:
                 del self.sequences[sequence]
@@ -223,12 +225,15 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         tensors = read_inputs(request)
         if "input_ids" in tensors:
             ids = tensors["input_ids"].tolist()
+        elif "messages" in tensors and self.no_template:
+            yield failure("messages cannot be used: the model has no chat template")
+            return
         elif "messages" in tensors:
             ids = self.tokenizer.encode(render(json.loads(tensors["messages"][0]))).ids
         else:
             ids = self.tokenizer.encode(tensors["text_input"][0].decode()).ids
-        if len(ids) >= MAX_LENGTH:
-            yield failure(f"the prompt has {len(ids)} tokens; toy takes at most {MAX_LENGTH - 1}")
+        if len(ids) >= self.max_length:
+            yield failure(f"the prompt has {len(ids)} tokens; toy takes at most {self.max_length - 1}")
             return
         shown = ""
         pieces = self.pieces(ids, tensors)
@@ -255,7 +260,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         seed = int(tensors["seed"][0]) if "seed" in tensors else 0
         random = np.random.Generator(np.random.Philox(key=seed))
         stops = [stop.decode() for stop in tensors.get("stop_words", [])]
-        limit = min(int(tensors["max_tokens"][0]), MAX_LENGTH - len(prompt))
+        limit = min(int(tensors["max_tokens"][0]), self.max_length - len(prompt))
         before, new, shown = self.tokenizer.decode(prompt), [], ""
         eos = {int(token) for token in self.eos_token_ids.split(",") if token}
         while True:

@@ -1,0 +1,110 @@
+"""The options for a server, a model and sampling, and the connection that they make."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import GptportError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gptport_client import Client, SamplingParams
+
+_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+
+
+def add_connection(command: argparse.ArgumentParser) -> None:
+    """Which model, and where."""
+    command.add_argument("--model", required=True, metavar="NAME", help="the model's name")
+    command.add_argument(
+        "--url", default="localhost:8001", help="gRPC address of the server (default: %(default)s)"
+    )
+    command.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        type=_header,
+        metavar="NAME=VALUE",
+        help="sent with each request; may be repeated",
+    )
+    command.add_argument(
+        "--ca", type=Path, metavar="FILE", help="for grpcs:// addresses: PEM file that certifies the server"
+    )
+    command.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="give up on an answer after this long"
+    )
+
+
+def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temperature: float = 0.0) -> None:
+    """How tokens are chosen and when an answer ends."""
+    command.add_argument(
+        "--max-tokens",
+        type=int,
+        default=max_tokens,
+        metavar="N",
+        help="most new tokens (default: %(default)s)",
+    )
+    command.add_argument(
+        "--temperature",
+        type=float,
+        default=temperature,
+        metavar="T",
+        help="0 takes the likeliest token (default: %(default)s)",
+    )
+    command.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 keeps all"
+    )
+    command.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="keep the likeliest tokens up to this probability",
+    )
+    command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    command.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+
+
+def add_tokenizer(command: argparse.ArgumentParser) -> None:
+    """Whose tokenizer, for what is computed with NAME_step."""
+    command.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="tokenizer.json, where NAME itself is not served"
+    )
+
+
+def sampling(options: argparse.Namespace) -> SamplingParams:
+    """The sampling parameters of the command."""
+    from gptport_client import SamplingParams
+
+    return SamplingParams(**{name: getattr(options, name) for name in _SAMPLING})
+
+
+@contextmanager
+def connected(options: argparse.Namespace) -> Iterator[Client]:
+    """The client of the command; its errors become the command's."""
+    import gptport_client as client
+
+    tls = client.TLS(ca=options.ca) if options.ca else None
+    tokenizer = getattr(options, "tokenizer", None)
+    try:
+        with client.Client(
+            options.url, model=options.model, tls=tls, headers=dict(options.header), tokenizer=tokenizer
+        ) as connection:
+            yield connection
+    except client.InvalidRequest as error:
+        raise UsageError(str(error)) from error
+    except client.GptportError as error:
+        raise GptportError(str(error)) from error
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value

@@ -1,0 +1,61 @@
+"""`gptport generate`: text that goes on, streamed to the terminal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from .connection import add_connection, add_sampling, add_tokenizer, connected, sampling
+from .terminal import put, say, standard_input
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gptport_client import Stream
+
+HELP = "Generate text with a model that is served."
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """The options."""
+    command.add_argument(
+        "prompt", metavar="PROMPT", help="the text to go on with; - reads it from standard input"
+    )
+    add_connection(command)
+    add_sampling(command)
+    command.add_argument(
+        "--loop",
+        choices=("server", "client"),
+        default="server",
+        help="who runs the loop (default: %(default)s)",
+    )
+    add_tokenizer(command)
+    command.add_argument(
+        "--json", action="store_true", help="print one JSON object when all is there, instead of streaming"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """The command."""
+    prompt = standard_input() if options.prompt == "-" else options.prompt
+    with connected(options) as client:
+        params = sampling(options)
+        if options.json:
+            result = client.generate(prompt, params, loop=options.loop, timeout=options.timeout)
+            put(json.dumps(asdict(result), ensure_ascii=False))
+        else:
+            show(client.stream(prompt, params, loop=options.loop, timeout=options.timeout))
+
+
+def show(stream: Stream) -> None:
+    """Write an answer as it comes, and below it what it took."""
+    for chunk in stream:
+        put(chunk.text, end="")
+    put("")
+    result = stream.result
+    tokens, times = result.usage.completion_tokens, result.timings
+    say(
+        f"[{tokens} tokens, {tokens / times.total:.1f} a second, first after {times.time_to_first_token:.2f} s, "
+        f"ended by {result.finish_reason}]"
+    )

@@ -1,0 +1,245 @@
+"""The commands that ask a server for text, against one that speaks the protocol."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from gptport.cli import main
+from toy_triton import EOS, render
+
+PROMPT = "The quick brown 世界"
+
+
+@pytest.fixture
+def command(toy, capsys, monkeypatch):
+    """Run a command against the toy; its exit code, standard output and standard error."""
+
+    def run(name, *arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        code = main([name, *map(str, arguments), "--model", "toy", "--url", toy.url])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_generate(client, command):
+    expected = client.generate(PROMPT, max_tokens=9)
+    code, out, err = command("generate", PROMPT, "--max-tokens", 9)
+    assert (code, out) == (0, expected.text + "\n")
+    assert "9 tokens" in err
+    code, out, _ = command("generate", "-", "--max-tokens", 9, "--json", "--loop", "client", stdin=PROMPT)
+    assert json.loads(out)["text"] == expected.text
+
+
+def test_score(client, command):
+    score = client.score(PROMPT)
+    code, out, _ = command("score", "-", stdin=PROMPT)
+    assert (code, out) == (
+        0,
+        f"{len(score.token_ids)} tokens, log-probability {score.logprob:.3f}, perplexity {score.perplexity:.3f}\n",
+    )
+    _, out, _ = command("score", PROMPT, "--json")
+    assert json.loads(out)["logprobs"] == list(score.logprobs)
+
+
+def test_headers_and_wrong_ones(command, toy):
+    command("generate", "a", "--max-tokens", 1, "--header", "authorization=Bearer a=b")
+    assert toy.metadata["authorization"] == "Bearer a=b"
+    with pytest.raises(SystemExit):
+        command("generate", "a", "--header", "authorization")
+
+
+def test_summarize(client, command, toy, tmp_path):
+    toy.eos_token_ids = ""
+    file = tmp_path / "text.txt"
+    file.write_text("The fox.")
+    toy.max_length = 4096
+    code, out, _ = command("summarize", file, "--max-tokens", 8)
+    asked = json.loads(read(toy, "messages")[0])[0]["content"]
+    assert (code, asked.endswith("\n\nThe fox.")) == (0, True)
+    assert out == client.chat([{"role": "user", "content": asked}], max_tokens=8).text + "\n"
+
+
+def test_a_long_text_is_summarized_in_parts(command, toy, tmp_path):
+    toy.eos_token_ids, toy.max_length = "", 256
+    file = tmp_path / "text.txt"
+    file.write_text("The quick brown fox.\n" * 60)
+    code, _, err = command("summarize", file, "--max-tokens", 4)
+    parts = [json.loads(messages)[0]["content"].partition("\n\n")[2] for messages in read(toy, "messages")]
+    assert code == 0
+    assert "parts]" in err
+    assert "".join(parts[:-1]).count("fox.") >= 60
+    assert len(parts) > 3
+
+
+def test_a_model_without_a_template_goes_on_instead(command, toy, tmp_path):
+    toy.max_length, toy.no_template = 4096, True
+    file = tmp_path / "text.txt"
+    file.write_text("The fox.")
+    assert command("summarize", file, "--max-tokens", 4)[0] == 0
+    assert read(toy, "text_input") == ["The fox.\n\nTL;DR:"]
+
+
+def test_nothing_to_summarize(command, tmp_path):
+    (tmp_path / "empty").write_text(" \n")
+    code, _, err = command("summarize", tmp_path / "empty")
+    assert code == 2
+    assert "is empty" in err
+    assert command("summarize", tmp_path / "none")[0] == 1
+
+
+def read(toy, name):
+    """The texts that the toy was sent under `name`."""
+    from toy_triton import read_inputs
+
+    inputs = [read_inputs(request) for request in toy.requests]
+    return [tensors[name][0].decode() for tensors in inputs if name in tensors]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A file of 40 requests, and where their answers go."""
+    requests = [{"prompt": f"{number} {PROMPT}", "id": number} for number in range(40)]
+    requests[3] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "id": 3}
+    requests[5] = {"prompt": "x" * 500, "id": 5}
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(request) + "\n" for request in requests))
+    return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+
+def test_batch(client, command, files):
+    source, target = files
+    code, _, err = command("batch", source, target, "--max-tokens", 4)
+    answers = lines(target)
+    assert (code, [answer["id"] for answer in answers]) == (0, list(range(40)))
+    assert answers[0]["text"] == client.generate(f"0 {PROMPT}", max_tokens=4).text
+    assert (
+        answers[3]["text"] == client.generate(render([{"role": "user", "content": "Hi"}]), max_tokens=2).text
+    )
+    assert "tokens" in answers[5]["error"]
+    assert "40 lines" in err
+
+
+def test_batch_goes_on_where_it_was_killed(toy, command, files, tmp_path):
+    source, target = files
+    command("batch", source, tmp_path / "at_once.jsonl", "--max-tokens", 4)
+    toy.delay = 0.02
+    arguments = ["batch", source, target, "--model", "toy", "--url", toy.url, "--max-tokens", "4"]
+    while not target.exists() or len(target.read_text().splitlines()) < 40:
+        with subprocess.Popen(
+            [sys.executable, "-m", "gptport.cli", *map(str, arguments), "--concurrency", "3"],
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            before = target.stat().st_size if target.exists() else 0
+            while process.poll() is None and (not target.exists() or target.stat().st_size < before + 1200):
+                time.sleep(0.01)
+            process.kill()
+        with target.open("ab") as file:
+            file.write(b'{"half a li')  # as a kill in the middle of writing leaves it
+    assert command("batch", source, target, "--max-tokens", 4)[0] == 0
+    at_once, found = lines(tmp_path / "at_once.jsonl"), lines(target)
+    assert at_once[5].pop("error").split(" [request")[0] == found[5].pop("error").split(" [request")[0]
+    assert found == at_once
+
+
+def test_batch_stops_where_the_server_fails(toy, command, files):
+    source, target = files
+    toy.error_after = (0, "CUDA out of memory")
+    code, _, err = command("batch", source, target)
+    assert (code, target.read_text()) == (1, "")
+    assert "CUDA out of memory" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a", "max_tokens": 0}', "line 1 of the input cannot be used: max_tokens is 0"),
+        ('{"prompt": "a", "top": 1}', "unknown key 'top'"),
+        ('{"id": 1}', "neither of prompt and messages"),
+        ("[1]", "no JSON object"),
+        ("{", "line 1"),
+    ],
+)
+def test_batch_names_the_line_that_is_wrong(command, tmp_path, line, message):
+    (tmp_path / "in.jsonl").write_text(line + "\n")
+    code, _, err = command("batch", tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert code == 2
+    assert message in err
+
+
+def test_chat_remembers_and_resets(client, command, toy):
+    code, out, err = command(
+        "chat", "--temperature", 0, "--max-tokens", 3, stdin="Hi\nAnd?\n/reset\nHi\n/what\n"
+    )
+    conversations = [json.loads(messages) for messages in read(toy, "messages")]
+    first, second, third = conversations
+    assert code == 0
+    assert [message["role"] for message in second] == ["user", "assistant", "user"]
+    assert second[:1] == first
+    assert third == first
+    assert out.startswith(client.chat(first, max_tokens=3).text + "\n")
+    assert "/what is no command" in err
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(toy, tmp_path):
+    toy.delay, toy.eos_token_ids, toy.max_length = 0.05, "", 4096
+    chat = Terminal("chat", "--model", "toy", "--url", toy.url, home=tmp_path)
+    chat.until("> ")
+    chat.type("Tell me\n")
+    while not toy.requests:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    chat.type("\x03")
+    chat.until("> ")
+    assert toy.cancelled.wait(2)
+    toy.eos_token_ids = ",".join(map(str, range(EOS, 300)))
+    chat.type("And?\n")
+    chat.until("> ")
+    roles = [message["role"] for message in json.loads(read(toy, "messages")[1])]
+    assert roles == ["user", "assistant", "user"]
+    chat.type("\x04")
+    assert chat.process.wait(10) == 0
+    assert "Tell me" in (tmp_path / "gptport" / "chat_history").read_text()
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *arguments, home):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gptport.cli", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "XDG_STATE_HOME": str(home), "TERM": "dumb"},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C arrives
+        )
+        os.close(slave)
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def until(self, text, seconds=20):
+        """Read until the terminal shows `text`."""
+        shown, end = "", time.monotonic() + seconds
+        while text not in shown:
+            assert time.monotonic() < end, f"{text!r} did not come: {shown!r}"
+            if select.select([self.master], [], [], 0.1)[0]:
+                shown += os.read(self.master, 4096).decode(errors="replace")
+        return shown
