@@ -86,7 +86,7 @@ class GrpcTransport(GrpcService):
         self._channel.close()
 
     def _begin(self, request: InferRequest, timeout: float | None) -> Any:
-        call = self._stub.ModelInfer.future(request, timeout=timeout, metadata=self._metadata)
+        call = self._stub.ModelInfer.future(request, timeout=timeout, metadata=self._headers(request))
         self._running.add(call)
         call.add_done_callback(self._running.discard)
         return call

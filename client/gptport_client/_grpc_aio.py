@@ -85,7 +85,7 @@ class AsyncGrpcTransport(GrpcService):
         return self._stub
 
     def _begin(self, request: InferRequest, timeout: float | None) -> asyncio.Future[Any]:
-        call = self._service().ModelInfer(request, timeout=timeout, metadata=self._metadata)
+        call = self._service().ModelInfer(request, timeout=timeout, metadata=self._headers(request))
         answer = asyncio.ensure_future(_answer(call))
         self._running.add(answer)
         answer.add_done_callback(self._ended)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gptport_client._endpoint import TLS, Endpoint
     from gptport_client._wire import InferRequest
 
+# A proxy before several servers reads it to keep the requests of a sequence together; Triton ignores it.
+SEQUENCE_HEADER = "gptport-sequence"
+
 # A request may outlive its caller by this many seconds: one that ends a sequence, or a step that took too long.
 SEND_TIMEOUT = 5.0
 
@@ -71,6 +74,13 @@ class GrpcService(ABC):
         self, method: str, request: Any, timeout: float | None, pick: Callable[[Any], Any], model: str = ""
     ) -> Any:
         """Call a method of the service and pick from its answer."""
+
+    def _headers(self, request: InferRequest) -> tuple[tuple[str, str], ...]:
+        """The endpoint's headers, and that of the request's sequence if it belongs to one."""
+        sequence = request.parameters.get("sequence_id")
+        if sequence is None:
+            return self._metadata
+        return (*self._metadata, (SEQUENCE_HEADER, str(sequence.int64_param)))
 
     def _origin(self, request: InferRequest) -> Origin:
         return Origin(self.url, request.model_name, request.id)

@@ -32,6 +32,25 @@ def test_append_gives_the_logits_behind_all_tokens(session, toy):
     assert [(step["start"], step["end"]) for step in toy.steps] == [(True, False), (False, False)]
 
 
+def test_a_proxy_can_tell_the_sequence_by_a_header(session, toy):
+    session.append([5])
+    (sequence,) = toy.sequences
+    assert toy.metadata["gptport-sequence"] == str(sequence)
+
+
+def test_the_header_goes_along_with_asyncio_and_with_others(toy):
+    async def append():
+        async with (
+            AsyncClient(toy.url, model="toy", headers={"x-key": "k"}) as client,
+            client.session() as session,
+        ):
+            await session.append([5])
+            return next(iter(toy.sequences))
+
+    sequence = asyncio.run(append())
+    assert (toy.metadata["gptport-sequence"], toy.metadata["x-key"]) == (str(sequence), "k")
+
+
 def test_rewinding_forgets_and_sends_nothing(session, toy):
     session.append([5, 6, 7])
     session.rewind(2)

@@ -108,7 +108,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.no_finish_reason = False
         self.eos_token_ids = str(EOS)
         self.refusals: list[tuple[grpc.StatusCode, str]] = []  # of the next streams
-        self.metadata: dict[str, str] = {}  # of the last stream
+        self.metadata: dict[str, str] = {}  # of the last stream or step
         self.config: dict[
             str, str | None
         ] = {}  # parameters of the configuration that are otherwise; None: missing
@@ -175,6 +175,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.model_name}' is not found"
             )
         time.sleep(self.delay)
+        self.metadata = dict(context.invocation_metadata())
         tensors = read_inputs(request)
         sequence, start, end = (
             request.parameters["sequence_id"].int64_param,
