@@ -40,13 +40,13 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
-        manifests.verify_files(manifest, self._version_dir)
         options = EngineOptions(**_integers(config, "max_batch_size", "max_prefill_tokens"))
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
         runner_options = RunnerOptions(
             device, int(args["model_instance_device_id"]), **_integers(config, "threads")
         )
-        runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
+        with manifests.verifying(manifest, self._version_dir):
+            runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
         vocabulary = Vocabulary.of(_tokenizer(self._version_dir), manifest.eos)
         publisher = TritonPublisher(pb_utils, args["model_name"])
         self._outbox = Outbox()

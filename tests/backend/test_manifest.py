@@ -68,6 +68,22 @@ def test_a_damaged_file_is_named(own_dir: Path) -> None:
         manifests.verify_files(manifests.read(own_dir), own_dir)
 
 
+def test_damage_is_named_whatever_onnxruntime_makes_of_it(own_dir: Path) -> None:
+    manifest = manifests.read(own_dir)
+    (own_dir / "model.onnx").write_bytes(bytes((own_dir / "model.onnx").stat().st_size))
+    with (
+        pytest.raises(LoadError, match=r"model\.onnx is damaged: its sha256 is"),
+        manifests.verifying(manifest, own_dir),
+    ):
+        Runner(manifest, own_dir, RunnerOptions(), 1)
+
+
+def test_files_that_are_whole_let_the_error_of_the_body_through(version_dir: Path) -> None:
+    manifest = manifests.read(version_dir)
+    with pytest.raises(LoadError, match="configured for cuda"), manifests.verifying(manifest, version_dir):
+        Runner(manifest, version_dir, RunnerOptions(device="cuda"), 1)
+
+
 def test_a_short_or_missing_file_is_named(own_dir: Path) -> None:
     manifest = manifests.read(own_dir)
     (own_dir / "tokenizer.json").write_text("{}")
