@@ -31,6 +31,8 @@ _EXTRA_OF = {
     "safetensors": "export",
     "rich": "export",
     "onnxruntime": "export",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
 }
 
 

@@ -5,6 +5,13 @@ With `cli.py`, these are the modules that know the client; they import it when t
 
 from __future__ import annotations
 
-from . import batch, chat, generate, score, summarize
+from . import batch, chat, gateway, generate, score, summarize
 
-COMMANDS = {"generate": generate, "chat": chat, "summarize": summarize, "batch": batch, "score": score}
+COMMANDS = {
+    "generate": generate,
+    "chat": chat,
+    "summarize": summarize,
+    "batch": batch,
+    "score": score,
+    "gateway": gateway,
+}

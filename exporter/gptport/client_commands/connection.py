@@ -20,6 +20,14 @@ _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 def add_connection(command: argparse.ArgumentParser) -> None:
     """Which model, and where."""
     command.add_argument("--model", required=True, metavar="NAME", help="the model's name")
+    add_server(command)
+    command.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="give up on an answer after this long"
+    )
+
+
+def add_server(command: argparse.ArgumentParser) -> None:
+    """Where the server is."""
     command.add_argument(
         "--url", default="localhost:8001", help="gRPC address of the server (default: %(default)s)"
     )
@@ -33,9 +41,6 @@ def add_connection(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--ca", type=Path, metavar="FILE", help="for grpcs:// addresses: PEM file that certifies the server"
-    )
-    command.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="give up on an answer after this long"
     )
 
 

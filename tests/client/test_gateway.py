@@ -1,0 +1,316 @@
+"""The gateway, asked by the real `openai` package; behind it a server that speaks the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from toy_triton import MAX_LENGTH, render
+
+openai = pytest.importorskip("openai")
+uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+from gptport_gateway import Keys, application  # noqa: E402
+
+PROMPT = "The quick brown 世界"
+MESSAGES = [{"role": "user", "content": "Grüße!"}]
+GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 9}
+
+
+@pytest.fixture
+def serve(toy):
+    """Run a gateway in front of the toy; its address."""
+    running = []
+
+    def start(keys=()):
+        port = free_port()
+        config = uvicorn.Config(application(toy.url, Keys(keys)), port=port, log_level="warning")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join(10)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def ask(serve):
+    with openai.OpenAI(base_url=f"{serve()}/v1", api_key="none", max_retries=0) as asking:
+        yield asking
+
+
+def test_a_completion(ask, client):
+    expected = client.generate(PROMPT, max_tokens=9)
+    answer = ask.completions.create(prompt=PROMPT, **GREEDY)
+    assert answer.object == "text_completion"
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (expected.text, "length")
+    assert answer.usage.prompt_tokens == expected.usage.prompt_tokens
+    assert answer.usage.completion_tokens == 9
+    assert answer.usage.total_tokens == expected.usage.prompt_tokens + 9
+
+
+def test_a_completion_in_pieces(ask, client):
+    expected = client.generate(PROMPT, max_tokens=9).text
+    options = {"stream_options": {"include_usage": True}, "stream": True}
+    events = list(ask.completions.create(prompt=PROMPT, **options, **GREEDY))
+    assert "".join(event.choices[0].text for event in events[:-1]) == expected
+    assert [event.choices[0].finish_reason for event in events[:-1]][-1] == "length"
+    assert (events[-1].choices, events[-1].usage.completion_tokens) == ([], 9)
+    assert len({event.id for event in events}) == 1
+
+
+def test_several_prompts_and_several_answers(ask, client):
+    ids = [5, 6, 7]
+    answer = ask.completions.create(
+        prompt=[PROMPT, "b"], n=2, model="toy", max_tokens=5, seed=2**64 - 1, temperature=0.8
+    )
+    found = [choice.text for choice in sorted(answer.choices, key=lambda choice: choice.index)]
+    expected = [
+        client.generate(prompt, max_tokens=5, seed=seed, temperature=0.8)
+        for prompt in (PROMPT, "b")
+        for seed in (2**64 - 1, 0)
+    ]
+    assert found == [result.text for result in expected]
+    assert answer.usage.prompt_tokens == sum(result.usage.prompt_tokens for result in expected[::2])
+    assert answer.usage.completion_tokens == 20
+    of_ids = ask.completions.create(prompt=ids, **GREEDY).choices[0].text
+    assert of_ids == client.generate(ids, max_tokens=9).text
+
+
+def test_echo_and_stop(ask, client):
+    expected = client.generate(PROMPT, max_tokens=9, stop=["e"])
+    answer = ask.completions.create(prompt=PROMPT, echo=True, stop="e", **GREEDY).choices[0]
+    assert answer.text == PROMPT + expected.text
+    pieces = ask.completions.create(prompt=PROMPT, echo=True, stop=["e"], stream=True, **GREEDY)
+    assert "".join(piece.choices[0].text for piece in pieces) == PROMPT + expected.text
+
+
+def test_a_completion_has_sixteen_tokens_and_a_conversation_no_limit(ask, toy):
+    toy.eos_token_ids = ""
+    completion = ask.completions.create(model="toy", prompt="a")
+    assert completion.usage.completion_tokens == 16
+    chat = ask.chat.completions.create(model="toy", messages=MESSAGES)
+    assert chat.usage.total_tokens == MAX_LENGTH
+
+
+def test_a_conversation(ask, client):
+    expected = client.chat(MESSAGES, max_tokens=9)
+    answer = ask.chat.completions.create(messages=MESSAGES, **GREEDY)
+    message = answer.choices[0].message
+    assert (answer.object, message.role, message.content) == ("chat.completion", "assistant", expected.text)
+    parts = [{"type": "text", "text": "Grü"}, {"type": "text", "text": "ße!"}]
+    in_parts = ask.chat.completions.create(messages=[{"role": "user", "content": parts}], **GREEDY)
+    assert in_parts.choices[0].message.content == expected.text
+    arguments = {**GREEDY, "max_completion_tokens": 3}
+    assert ask.chat.completions.create(messages=MESSAGES, **arguments).usage.completion_tokens == 3
+
+
+def test_a_conversation_in_pieces(ask, client):
+    events = list(ask.chat.completions.create(messages=MESSAGES, stream=True, n=2, **GREEDY))
+    expected = client.generate(render(MESSAGES), max_tokens=9).text
+    for index in (0, 1):
+        own = [event.choices[0] for event in events if event.choices[0].index == index]
+        assert [choice.delta.role for choice in own] == ["assistant"] + [None] * (len(own) - 1)
+        assert "".join(choice.delta.content for choice in own) == expected
+        assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + ["length"]
+
+
+def test_parameters_beyond_openais(ask, client):
+    answer = ask.completions.create(
+        model="toy", prompt=PROMPT, max_tokens=9, temperature=0.8, seed=3, top_p=0.9, extra_body={"top_k": 5}
+    )
+    expected = client.generate(PROMPT, max_tokens=9, temperature=0.8, seed=3, top_p=0.9, top_k=5)
+    assert answer.choices[0].text == expected.text
+
+
+def test_models(ask):
+    assert [model.id for model in ask.models.list()] == ["toy"]
+    assert ask.models.retrieve("toy").owned_by == "gptport"
+    with pytest.raises(openai.NotFoundError, match="there are: toy"):
+        ask.models.retrieve("toy_step")
+    with pytest.raises(openai.NotFoundError):
+        ask.completions.create(model="nix", prompt="a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"n": 0}, "n is 0"),
+        ({"n": 129}, "at most 128"),
+        ({"stop": [""]}, r"stop\[0\] is empty"),
+        ({"messages": []}, "messages is empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text is supported"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
+        ({"extra_body": {"top": 1}}, "top is not supported"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, "tokens"),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_wrong_request_is_refused_with_its_reason(ask, arguments, message, stream):
+    asked = {**GREEDY, "messages": MESSAGES, "stream": stream, **arguments}
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        ask.chat.completions.create(**asked)
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_what_asks_for_nothing_is_taken(ask):
+    ask.chat.completions.create(
+        messages=MESSAGES,
+        **GREEDY,
+        user="u",
+        tools=[],
+        presence_penalty=0,
+        logprobs=False,
+        response_format={"type": "text"},
+        metadata={"a": "b"},
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": "toy"}', b'{"prompt": "a"}']
+)
+def test_what_is_no_request_is_refused(serve, body):
+    request = urllib.request.Request(f"{serve()}/v1/completions", body)
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        urllib.request.urlopen(request)
+    assert json.loads(caught.value.read())["error"]["message"]
+
+
+def test_a_request_that_is_too_large_is_refused(serve):
+    request = urllib.request.Request(f"{serve()}/v1/completions", b" " * (9 * 2**20))
+    with pytest.raises((urllib.error.HTTPError, ConnectionError)):
+        urllib.request.urlopen(request)
+
+
+def test_an_error_on_the_way_is_the_last_event(ask, toy):
+    toy.error_after = (2, "CUDA out of memory")
+    events = ask.completions.create(prompt=PROMPT, stream=True, **GREEDY)
+    with pytest.raises(openai.APIError, match="CUDA out of memory"):
+        list(events)
+    with pytest.raises(openai.InternalServerError, match="CUDA out of memory"):
+        ask.completions.create(prompt=PROMPT, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "status"),
+    [
+        ("Exceeds maximum queue size", openai.RateLimitError, 429),
+        ("model is not ready", openai.InternalServerError, 503),
+    ],
+)
+def test_a_status_says_whether_to_come_again(ask, toy, text, error, status):
+    toy.error_after = (0, text)
+    with pytest.raises(error) as caught:
+        ask.completions.create(prompt=PROMPT, **GREEDY)
+    assert caught.value.status_code == status
+
+
+def test_a_browser_that_goes_away_cancels(ask, toy):
+    toy.delay, toy.eos_token_ids = 0.05, ""
+    events = ask.chat.completions.create(model="toy", messages=MESSAGES, stream=True)
+    next(iter(events))
+    events.close()
+    assert toy.cancelled.wait(5)
+
+
+def test_a_browser_that_goes_away_before_the_answer_cancels(serve, toy):
+    toy.delay, toy.eos_token_ids = 0.05, ""
+    host, port = serve().removeprefix("http://").split(":")
+    body = json.dumps({"model": "toy", "messages": MESSAGES}).encode()
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        while not toy.requests:
+            time.sleep(0.01)
+    assert toy.cancelled.wait(5)
+
+
+def test_keys(serve):
+    url = f"{serve(['right', 'other'])}/v1"
+    for key in ("right", "other"):
+        assert openai.OpenAI(base_url=url, api_key=key).models.list().data
+    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
+        openai.OpenAI(base_url=url, api_key="wrong").models.list()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{url}/models")
+
+
+def test_a_file_of_keys(tmp_path):
+    (tmp_path / "keys").write_text("# ours\n\n one \ntwo\n")
+    keys = Keys.from_file(tmp_path / "keys")
+    assert [keys.admit(f"Bearer {key}") for key in ("one", "two", "# ours", "")] == [True, True, False, False]
+    assert not keys.admit("one")
+    (tmp_path / "keys").write_text("# none\n")
+    with pytest.raises(ValueError, match="has no key"):
+        Keys.from_file(tmp_path / "keys")
+
+
+def test_health(serve, toy):
+    url = serve()
+    assert json.loads(urllib.request.urlopen(f"{url}/health").read()) == {"status": "ok"}
+    toy.server.stop(0).wait()
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"{url}/health")
+
+
+def test_the_page_is_whole_and_loads_nothing_from_elsewhere(serve):
+    url = serve()
+    page = urllib.request.urlopen(url)
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    text = page.read().decode()
+    for name in re.findall(r'(?:src|href)="([^"]+)"', text):
+        content = "" if name.startswith("data:") else urllib.request.urlopen(f"{url}/{name}").read().decode()
+        assert "://" not in content + name
+
+
+def test_many_at_once(serve, client):
+    async def main():
+        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as ask:
+            prompts = [f"{number} {PROMPT}" for number in range(24)]
+            answers = await asyncio.gather(
+                *(ask.completions.create(prompt=prompt, **GREEDY) for prompt in prompts)
+            )
+            return {prompt: answer.choices[0].text for prompt, answer in zip(prompts, answers, strict=True)}
+
+    url = serve()
+    for prompt, text in asyncio.run(main()).items():
+        assert text == client.generate(prompt, max_tokens=9).text
+
+
+def test_the_command(toy, tmp_path):
+    (tmp_path / "keys").write_text("secret\n")
+    port = free_port()
+    command = ["gateway", "--url", toy.url, "--port", str(port), "--api-keys", str(tmp_path / "keys")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gptport.cli", *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert f"http://127.0.0.1:{port}/" in process.stderr.readline()
+        ask = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=8)
+        assert [model.id for model in ask.models.list()] == ["toy"]
+        process.terminate()
+        assert process.wait(10) in (0, -15)
