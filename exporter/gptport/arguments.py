@@ -80,7 +80,7 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         help="fp32, int8 or int4; for CUDA also fp16 or bf16 (default: %(default)s)",
     )
     command.add_argument(
-        "--quantization", metavar="HOW", help="for int8 and int4: rtn (default), k_quant, hqq"
+        "--quantization", metavar="HOW", help="for int8 and int4: rtn (default), k_quant, gptq, hqq"
     )
     command.add_argument(
         "--block-size",
@@ -108,7 +108,10 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         "(default: 0.1%% for fp32, 1%% fp16, 3%% bf16 and int8, 25%% int4)",
     )
     command.add_argument(
-        "--evaluation-text", type=Path, metavar="FILE", help="text to compare on (default: a piece of prose)"
+        "--evaluation-text",
+        type=Path,
+        metavar="FILE",
+        help="to compare on, and for gptq to calibrate with (default: a piece of prose)",
     )
     command.add_argument(
         "--max-length",

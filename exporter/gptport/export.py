@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from . import calibration, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
-from . import triton_config, verify
 from .allocator import return_large_blocks
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
@@ -23,7 +23,10 @@ from .precision import Quantization
 from .reference import evaluation_text, reference
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    import torch
 
     from .checkpoint import Checkpoint
     from .console import Steps
@@ -79,7 +82,7 @@ def export(
         checkpoint, repository, name, precision: what is exported, where to, and how.
         max_length: tokens that a sequence may have; None for the checkpoint's, at most 2048.
         steps: shows what is done.
-        evaluation: a file with the text to compare on; None for one of ours.
+        evaluation: a file with the text to compare on, and for gptq to calibrate with; None for one of ours.
         jobs: threads that read, quantize and write the weights; None for one a core.
 
     Raises:
@@ -93,9 +96,13 @@ def export(
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
         folder = staging / "version"
         folder.mkdir()
+        tokenizer = checkpoint.tokenizer_files()
+        hessians: Mapping[str, torch.Tensor] = {}
+        if precision.quantization and precision.quantization.algorithm == "gptq":
+            with steps.step("Calibrating"):
+                hessians = calibration.hessians(checkpoint, tokenizer["tokenizer.json"], length, text)
         with steps.step("Tracing the graph"):
-            built = graphs.build(checkpoint, precision, length)
-            tokenizer = checkpoint.tokenizer_files()
+            built = graphs.build(checkpoint, precision, length, hessians)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
         written = background.submit(

@@ -10,7 +10,10 @@ from .dialects import onnxruntime as dialect
 from .trace import decoder_layers, rotary_tables, trace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx_ir as ir
+    import torch
 
     from .checkpoint import Checkpoint
     from .precision import Precision
@@ -33,8 +36,13 @@ class Graph:
     changes: dict[str, int]
 
 
-def build(checkpoint: Checkpoint, precision: Precision, max_length: int) -> Graph:
-    """The graph of a checkpoint.
+def build(
+    checkpoint: Checkpoint,
+    precision: Precision,
+    max_length: int,
+    hessians: Mapping[str, torch.Tensor] | None = None,
+) -> Graph:
+    """The graph of a checkpoint; `hessians` are for gptq.
 
     Raises:
         UnsupportedModel: the architecture cannot be exported exactly.
@@ -52,7 +60,7 @@ def build(checkpoint: Checkpoint, precision: Precision, max_length: int) -> Grap
         spec, max_length, lambda module: rotary_tables(config, module, max_length), precision.quantization
     )
     changes = passes.run(model, dialect.PASSES, context)
-    weights.attach(model.graph, checkpoint, traced.aliases)
+    weights.attach(model.graph, checkpoint, traced.aliases, hessians)
     _strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()

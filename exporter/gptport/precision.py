@@ -73,6 +73,7 @@ PRECISIONS: Mapping[str, Precision] = {
 ALGORITHMS: Mapping[str, str] = {
     "rtn": "round to nearest",
     "k_quant": "a search for the scale and the zero point of each block that lose least; minutes for a large model",
+    "gptq": "column by column, making up for what is lost as the inputs on a text say",
     "hqq": "half-quadratic: zero points that are not whole numbers; onnxruntime's CPU kernel for them is slow",
 }
 

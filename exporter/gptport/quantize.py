@@ -1,4 +1,7 @@
-"""Matrices in integers, block by block, by onnxruntime's quantizers, as `MatMulNBits` and `GatherBlockQuantized` read them."""
+"""Matrices in integers, block by block, as `MatMulNBits` and `GatherBlockQuantized` read them.
+
+By onnxruntime's quantizers, but for GPTQ: theirs gives values instead of integers, and rounding them again loses what it won.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +53,50 @@ def zero_points_width(features: int, quantization: Quantization) -> int:
     """Columns of `Blocks.zero_points`."""
     count = blocks_of(features, quantization)
     return count if quantization.algorithm == "hqq" else -(-count * quantization.bits // 8)
+
+
+def gptq(matrix: torch.Tensor, hessian: torch.Tensor, quantization: Quantization) -> Blocks:
+    """Quantize a matrix [N, K], column by column: what a column loses, the columns after it make up for.
+
+    Args:
+        matrix: float32.
+        hessian: sum of xᵀ·x over inputs x of the matrix, [K, K].
+        quantization: bits and block size.
+
+    Source: Frantar et al., GPTQ, 2022, arXiv:2210.17323, algorithm 1.
+    """
+    size, top = quantization.block_size, 2**quantization.bits - 1
+    left = functional.pad(matrix, (0, -matrix.shape[1] % size))
+    factor = _inverse_factor(functional.pad(hessian, [0, left.shape[1] - matrix.shape[1]] * 2))
+    values = torch.empty_like(left)
+    scales, zero_points = [], []
+    for start in range(0, left.shape[1], size):
+        block, inverse = left[:, start : start + size].clone(), factor[start : start + size]
+        low, high = block.amin(1).clamp(max=0), block.amax(1).clamp(min=0)
+        scale = torch.where(high > low, (high - low) / top, 1.0)
+        zero = (-low / scale).round()
+        errors = torch.empty_like(block)
+        for i in range(size):
+            rounded = ((block[:, i] / scale).round() + zero).clamp(0, top)
+            values[:, start + i] = rounded
+            errors[:, i] = (block[:, i] - (rounded - zero) * scale) / inverse[i, start + i]
+            block[:, i:] -= torch.outer(errors[:, i], inverse[i, start + i : start + size])
+        left[:, start + size :] -= errors @ inverse[:, start + size :]
+        scales.append(scale)
+        zero_points.append(zero)
+    packed = pack(values.to(torch.uint8).numpy().reshape(len(matrix), -1, size), quantization.bits)
+    zeros = torch.stack(zero_points, 1).to(torch.uint8).numpy()
+    return Blocks(packed, torch.stack(scales, 1).numpy(), pack(zeros, quantization.bits))
+
+
+def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
+    """The upper Cholesky factor of the inverse, after 1 % of the mean of the diagonal was added to it."""
+    diagonal = hessian.diagonal()
+    damped = hessian + torch.diag(torch.where(diagonal > 0, 0.01 * diagonal.mean(), 1.0))
+    factor: torch.Tensor = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True
+    )
+    return factor
 
 
 def concatenated(parts: Sequence[Blocks]) -> Blocks:
@@ -124,7 +173,6 @@ def _k_quant(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
 
 
 def _hqq(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
-    import torch
     from onnxruntime.quantization.matmul_nbits_quantizer import (
         HQQWeightOnlyQuantConfig,
         HQQWeightOnlyQuantizer,

@@ -34,12 +34,10 @@ class Reference:
     Attributes:
         ids: rows of consecutive text, int64 [rows, tokens].
         logits: float32 [rows, tokens, vocab].
-        streamed: whether the model was not loaded at once, and ran module by module.
     """
 
     ids: NDArray[np.int64]
     logits: NDArray[np.float32]
-    streamed: bool
 
 
 def evaluation_text(path: Path | None) -> str:
@@ -49,7 +47,7 @@ def evaluation_text(path: Path | None) -> str:
         UsageError: the file cannot be read, or has no text.
     """
     if path is None:
-        return resources.files(__package__).joinpath("evaluation.txt").read_text(encoding="utf-8")
+        return resources.files(__package__).joinpath("text.txt").read_text(encoding="utf-8")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -67,13 +65,17 @@ def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, te
     known = np.array([i for i in found if i < checkpoint.spec.vocab_size] or [0], np.int64)
     width = min(ROW_TOKENS, max_length)
     ids = np.resize(known, (ROWS, width))
-    large = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
-    streamed = large or checkpoint.packing is not None
-    model = _streamed(checkpoint) if streamed else _loaded(checkpoint)
-    model.eval()
     with torch.no_grad():
-        logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-    return Reference(ids, logits, streamed)
+        logits = in_torch(checkpoint)(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+    return Reference(ids, logits)
+
+
+def in_torch(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model in torch, float32; a large one, or one in integers, reads the weights of a module each time it runs."""
+    large = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
+    model = _streamed(checkpoint) if large or checkpoint.packing else _loaded(checkpoint)
+    model.eval()
+    return model
 
 
 def _loaded(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from .errors import CheckpointError
-from .quantize import Blocks, LazyBlocks, blocks_of, concatenated, quantize, zero_points_width
+from .quantize import Blocks, LazyBlocks, blocks_of, concatenated, gptq, quantize, zero_points_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -153,13 +153,19 @@ class Source(Protocol):
         """Its values in integers, if they are stored so."""
 
 
-def attach(graph: ir.Graph, source: Source, aliases: Mapping[str, Sequence[str]]) -> None:
+def attach(
+    graph: ir.Graph,
+    source: Source,
+    aliases: Mapping[str, Sequence[str]],
+    hessians: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Give every initializer that is made of parameters its values, which are read only when they are written.
 
     Args:
         graph: the graph.
         source: where the values are.
         aliases: parameter → other names of the same values.
+        hessians: parameter → what gptq needs; see `calibration`.
 
     Raises:
         CheckpointError: the checkpoint lacks a parameter, or has it in another shape.
@@ -174,7 +180,7 @@ def attach(graph: ir.Graph, source: Source, aliases: Mapping[str, Sequence[str]]
         _check_shape(weight, source, recipe.shape if isinstance(recipe, Part) else shape(value))
         assert value.dtype is not None
         if isinstance(recipe, Part):
-            make = partial(_blocks, weight, source, recipe.quantization)
+            make = partial(_blocks, weight, source, recipe.quantization, hessians or {})
             blocks = lazy.setdefault((weight, recipe.quantization), LazyBlocks(make))
             reader = _part_reader(blocks.expect(recipe.attribute), value)
         else:
@@ -207,12 +213,17 @@ def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.T
     return tensor
 
 
-def _blocks(weight: Weight, source: Source, quantization: Quantization) -> Blocks:
+def _blocks(
+    weight: Weight, source: Source, quantization: Quantization, hessians: Mapping[str, torch.Tensor]
+) -> Blocks:
     """As the checkpoint has them, or quantized."""
     stored = [source.blocks(name, quantization) for name in weight.names]
     if all(stored):
         return concatenated([blocks for blocks in stored if blocks])
-    return quantize(weight.read(source.tensor, torch.float32).numpy(), quantization)
+    matrix = weight.read(source.tensor, torch.float32)
+    if quantization.algorithm == "gptq" and weight.names[0] in hessians:
+        return gptq(matrix, hessians[weight.names[0]], quantization)
+    return quantize(matrix.numpy(), quantization)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from gptport import cli
 from gptport.errors import UsageError, VerificationError
 from gptport.precision import PRECISIONS, Quantization, chosen
-from gptport.quantize import LazyBlocks, blocks_of, quantize, zero_points_width
+from gptport.quantize import LazyBlocks, blocks_of, gptq, quantize, zero_points_width
 
 RANDOM = np.random.default_rng(0)
 # The largest rounding error, in steps: half a step, and for whole zero points another half.
 WITHIN = {"rtn": 1.0, "k_quant": 2.0, "hqq": 2.0}
 
 
-def multiplied(matrix, quantization):
-    """matrix [N, K] as onnxruntime's MatMulNBits reads its blocks, float32."""
-    blocks = quantize(matrix, quantization)
+def multiplied(matrix, blocks, quantization):
+    """What stands for matrix [N, K], as onnxruntime's MatMulNBits reads its blocks, float32."""
     names = {
         "packed": blocks.packed,
         "scales": blocks.scales,
@@ -75,7 +76,7 @@ def test_the_kernel_reads_what_the_quantizer_stored(algorithm, symmetric, bits, 
     else:
         assert blocks.zero_points.shape == (24, zero_points_width(features, quantization))
     steps = np.abs(blocks.scales).repeat(32, axis=1)[:, :features]
-    error = np.abs(multiplied(matrix, quantization) - matrix) / steps
+    error = np.abs(multiplied(matrix, blocks, quantization) - matrix) / steps
     assert error.max() < WITHIN[algorithm]
     assert error.mean() < 0.5
 
@@ -84,7 +85,8 @@ def test_blocks_of_equal_values_are_stored_without_a_warning(recwarn):
     matrix = np.zeros((4, 64), np.float32)
     matrix[1], matrix[2] = 0.5, -0.5
     for algorithm in ("rtn", "k_quant", "hqq"):
-        got = multiplied(matrix, Quantization(algorithm, 4))
+        quantization = Quantization(algorithm, 4)
+        got = multiplied(matrix, quantize(matrix, quantization), quantization)
         assert np.abs(got - matrix).max() < 0.01, algorithm
     assert not recwarn.list
 
@@ -110,6 +112,31 @@ def test_a_matrix_is_quantized_once_and_let_go_after_its_last_part():
     assert len(made) == 1
     takes[0]()
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("features", [64, 40], ids=["whole blocks", "a padded block"])
+def test_gptq_loses_less_of_the_product_than_rounding(features):
+    inputs = (RANDOM.normal(size=(512, 8)) @ RANDOM.normal(size=(8, features))).astype(np.float32)
+    inputs[:, 5] = 0  # a feature that is never used
+    matrix = RANDOM.normal(size=(48, features)).astype(np.float32)
+    quantization = Quantization("gptq", 4)
+    blocks = gptq(torch.from_numpy(matrix), torch.from_numpy(inputs.T @ inputs), quantization)
+    by_rounding = multiplied(matrix, quantize(matrix, Quantization("rtn", 4)), quantization)
+    by_gptq = multiplied(matrix, blocks, quantization)
+    errors = [np.square(inputs @ (got - matrix).T).mean() for got in (by_gptq, by_rounding)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_an_export_by_gptq(checkpoint, export_to, tmp_path):
+    exported = export_to(checkpoint, tmp_path, precision=chosen("int4", algorithm="gptq"))
+    assert Counter(node.op_type for node in nodes_of(exported, checkpoint.name))["MatMulNBits"] == 13
+    assert exported.parity.greedy_agreement > 0.3
+
+
+def test_gptq_says_when_it_needs_more_memory_than_there_is(llama, export_to, tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
+    with pytest.raises(UsageError, match=r"gptq needs up to 405,504 bytes .* 10,000 are free"):
+        export_to(llama, tmp_path, precision=chosen("int4", algorithm="gptq"))
 
 
 def nodes_of(exported, name):
@@ -159,7 +186,7 @@ def test_a_quantization_that_costs_too_much_is_not_published(llama, export_to, t
     [
         ({"name": "int5"}, r"'int5' is not one of fp32, fp16"),
         ({"name": "fp32", "algorithm": "rtn"}, "fp32 is not quantized"),
-        ({"name": "int4", "algorithm": "best"}, "'best' is not one of rtn, k_quant, hqq"),
+        ({"name": "int4", "algorithm": "best"}, "'best' is not one of rtn, k_quant, gptq, hqq"),
         ({"name": "int4", "block_size": 48}, "48 is not one of 16, 32"),
         ({"name": "int4", "algorithm": "hqq", "symmetric": True}, "hqq needs zero points"),
         ({"name": "int8", "algorithm": "hqq"}, "hqq goes with int4"),

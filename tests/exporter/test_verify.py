@@ -25,7 +25,7 @@ def test_a_model_that_is_read_module_by_module_says_the_same(name, request, monk
     whole = said_by(checkpoint)
     monkeypatch.setattr(reference, "_WHOLE", 0)
     streamed = said_by(checkpoint)
-    assert (whole.streamed, streamed.streamed) == (False, True)
+    assert reference.in_torch(open_checkpoint(str(checkpoint))).device.type == "meta"
     np.testing.assert_array_equal(streamed.logits, whole.logits)
 
 
