@@ -180,6 +180,10 @@ async def _result(answer: Answer) -> Result:
 
 
 def _transport(endpoint: Endpoint) -> AsyncTransport:
+    if endpoint.protocol == "http":
+        from gptport_client._http import AsyncHttpTransport  # few need it
+
+        return AsyncHttpTransport(endpoint)
     from gptport_client._grpc_aio import AsyncGrpcTransport  # the import costs 100 ms
 
     return AsyncGrpcTransport(endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Unpack
 
 from gptport_client._core import Asked, Core, Loop
-from gptport_client._endpoint import TLS, read_endpoint
+from gptport_client._endpoint import TLS, Endpoint, read_endpoint
 from gptport_client._flow import run
 from gptport_client._grpc import GrpcTransport
 from gptport_client._many import Outcome, Request, check_many, many
@@ -39,7 +39,8 @@ class Client:
     Safe from several threads; they share one connection. Use it as a context manager, or `close()` it.
 
     Args:
-        url: `host:port` of the server's gRPC endpoint (`grpcs://host:port` with TLS).
+        url: `host:port` of the server's gRPC endpoint, or `http://host:port` of its HTTP endpoint; with TLS,
+            `grpcs://` and `https://`.
         model: the text model's name; its step model is `{model}_step`.
         tokenizer: for `loop="client"`: path of a tokenizer.json or of a directory with one, or a
             `tokenizers.Tokenizer`. Without it the text model is asked for its own, and it is kept in the
@@ -71,7 +72,7 @@ class Client:
         check_model_name(model)
         endpoint = read_endpoint(url, tls, headers)
         self.model = model
-        self._transport: Transport = transport or GrpcTransport(endpoint)
+        self._transport: Transport = transport or _transport(endpoint)
         self._core = Core(
             self._transport, model, tokenizer, retry or Retry(), metrics_url or endpoint.metrics_url
         )
@@ -235,3 +236,11 @@ def _result(answer: Answer) -> Result:
         for _ in stream:
             pass
         return stream.result
+
+
+def _transport(endpoint: Endpoint) -> Transport:
+    if endpoint.protocol == "http":
+        from gptport_client._http import HttpTransport  # few need it
+
+        return HttpTransport(endpoint)
+    return GrpcTransport(endpoint)

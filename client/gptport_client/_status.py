@@ -70,9 +70,24 @@ _STATUSES: dict[str, type[GptportError]] = {
     "UNIMPLEMENTED": ProtocolError,
 }
 
+_HTTP_STATUSES: dict[int, type[GptportError]] = {
+    400: InvalidRequest,
+    401: InvalidRequest,
+    403: InvalidRequest,
+    404: ModelNotFound,
+    408: DeadlineExceeded,
+    413: InvalidRequest,
+    429: QueueFull,
+    499: Cancelled,
+    501: ProtocolError,
+    502: ConnectionError,
+    503: ServerNotReady,
+    504: DeadlineExceeded,
+}
+
 _MEANING: dict[type[GptportError], str] = {
     Cancelled: "the request was cancelled: {text}",
-    ConnectionError: "no connection to {url}: {text}; is the server up, and is this its gRPC port (8001)?",
+    ConnectionError: "no connection to {url}: {text}; is the server up, and is this its port (8001 for gRPC, 8000 for HTTP)?",
     DeadlineExceeded: "no answer from {url} in time: {text}; give a longer timeout or fewer max_tokens",
     InvalidRequest: "the server refused the request: {text}",
     ModelNotFound: "{url} has no model {model!r}: {text}; models() lists those it has",
@@ -90,6 +105,12 @@ def error_from_status(status: str, text: str, origin: Origin) -> GptportError:
     else:
         kind = _STATUSES.get(status, ServerError)
     return _error(kind, text, origin)
+
+
+def error_from_http(status: int, text: str, origin: Origin) -> GptportError:
+    """The error for an HTTP status and the text that came with it."""
+    kind = _kind_of_text(text) or _HTTP_STATUSES.get(status, ServerError)
+    return _error(kind, text or f"HTTP status {status}", origin)
 
 
 def error_from_text(text: str, origin: Origin) -> GptportError:

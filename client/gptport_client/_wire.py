@@ -33,7 +33,15 @@ PARAMETER_TENSORS = {
     "seed": ("seed", "UINT64"),
     "stop": ("stop_words", "BYTES"),
 }
-_NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
+NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
+# What the text model answers with.
+OUTPUT_DATATYPES = {
+    "text_output": "BYTES",
+    "output_ids": "INT32",
+    "finish_reason": "BYTES",
+    "num_input_tokens": "UINT32",
+    "num_output_tokens": "UINT32",
+}
 
 
 def text_request(
@@ -143,7 +151,7 @@ def _add_values(request: InferRequest, name: str, datatype: str, values: Sequenc
         encoded = [value.encode() for value in values]
         data = b"".join(struct.pack("<I", len(value)) + value for value in encoded)
     else:
-        data = np.asarray(values, _NUMPY_TYPES[datatype]).tobytes()
+        data = np.asarray(values, NUMPY_TYPES[datatype]).tobytes()
     _add(request, name, datatype, (len(values),), data)
 
 

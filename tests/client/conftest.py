@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from gptport_client import Client
+from toy_http import serve_http
 from toy_triton import ToyTriton, byte_fallback_tokenizer, byte_level_tokenizer
 
 
@@ -26,6 +29,15 @@ def toy():
 
 
 @pytest.fixture
+def toy_http(toy):
+    """The same toy over HTTP; its address."""
+    server = serve_http(toy)
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
 def client(toy):
     with Client(toy.url, model="toy") as client:
         yield client
@@ -39,3 +51,13 @@ def byte_level():
 @pytest.fixture(scope="session")
 def byte_fallback():
     return byte_fallback_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A self-signed certificate of 127.0.0.1 and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    files = ["-keyout", "key.pem", "-out", "cert.pem", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command.split(), *files], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"

@@ -94,6 +94,14 @@ def test_both_clients_give_the_same(toy, question):
     assert outcome(awaiting, toy.url, question) == outcome(blocking, toy.url, question)
 
 
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_http_gives_the_same(toy, toy_http, question):
+    metrics_url = {"metrics_url": "http://127.0.0.1:1/"}
+    expected = outcome(blocking, toy.url, question, **metrics_url)
+    assert outcome(blocking, toy_http, question, **metrics_url) == expected
+    assert outcome(awaiting, toy_http, question, **metrics_url) == expected
+
+
 @pytest.mark.parametrize("loop", ["server", "client"])
 def test_both_clients_fail_the_same(toy, loop):
     """On a model that is not there, and a server that is not."""
