@@ -12,7 +12,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo architectures check format-check lint types unit test e2e format constraints clean
+.PHONY: help setup demo bench-export architectures check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,10 @@ e2e: check
 architectures: $(STAMP) ## export a small model of every architecture; writes docs/architectures.md
 	@$(BIN)/python tests/exporter/architectures.py
 
+bench-export: $(STAMP) ## measure decoding and exporting against peers; about an hour, BENCH=--quick for less
+	@$(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	@TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(BIN)/python -m benchmarks all $(BENCH)
+
 format: $(STAMP) ## format the code, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
@@ -51,7 +55,7 @@ format: $(STAMP) ## format the code, and repair what the linter can
 constraints: $(STAMP) ## write anew what the chosen packages of constraints.txt need
 	@sed '/^# What they need/q' constraints.txt >$(VENV)/constraints.txt
 	@PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(PIP) install --quiet --dry-run --ignore-installed -c $(VENV)/constraints.txt \
-	    --report $(VENV)/resolved.json '.[export,serve,gateway,dev]' 'onnxruntime-gpu[cuda,cudnn]'
+	    --report $(VENV)/resolved.json '.[export,serve,gateway,bench,dev]' 'onnxruntime-gpu[cuda,cudnn]'
 	@$(BIN)/python -c "$$NEEDED" $(VENV)/constraints.txt $(VENV)/resolved.json >>$(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
 

@@ -1,0 +1,168 @@
+"""Decoding one sequence in process: tokens a second, each contestant in turn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks import checkpoints, environment, machine, process, turns
+from benchmarks.environment import CACHE, OURS, ROOT
+from benchmarks.peers.job import Job
+from benchmarks.results import Contestant, Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPT_TOKENS, NEW_TOKENS = 32, 128
+
+
+@dataclass(frozen=True)
+class Race:
+    """One model in one precision, and who runs it.
+
+    Attributes:
+        peers: name → how many times as fast gptport means to be; None where there is no aim.
+        theirs: name → the peer's own name of the precision nearest to ours, where it has another.
+    """
+
+    checkpoint: str
+    precision: str
+    peers: dict[str, float | None]
+    prompt_start: int = (
+        1000  # of the prompt's token ids, which go up by 7: the same for all, and no text is needed
+    )
+
+    @property
+    def name(self) -> str:
+        """As in the results."""
+        return f"decode-{self.checkpoint}-{self.precision}"
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids."""
+        return tuple(self.prompt_start + 7 * i for i in range(PROMPT_TOKENS))
+
+
+RACES = (
+    Race(
+        "smollm2",
+        "fp32",
+        {"openvino": 1.2, "genai": 1.5, "ctranslate2": None, "eager": None, "exporters": None},
+    ),
+    Race("smollm2", "int4", {"genai": 1.2, "llama_cpp": 1.4, "openvino": None}),
+    Race("smollm2", "int8", {"genai": None, "llama_cpp": None, "ctranslate2": None, "openvino": None}),
+    Race("gpt2-124m", "fp32", {"exporters": 1.5, "ctranslate2": None, "eager": None}),
+    Race("gpt2-124m", "int8", {"ctranslate2": 1.3}),
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of one contestant gave."""
+
+    tokens: tuple[int, ...]
+    times: tuple[float, ...]
+    peak_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first token, whose time is the prompt's."""
+        return (len(self.times) - 1) / (self.times[-1] - self.times[0])
+
+
+def run(race: Race, peers: list[str], count: int, threads: int) -> Result:
+    """Prepare every contestant, then let them take turns `count` times."""
+    jobs = {}
+    for name in [OURS, *peers]:
+        jobs[name] = job(race, name, threads)
+        prepare(jobs[name], name)
+    taken = turns.take_turns(list(jobs), count, lambda name: _turn(jobs[name], name))
+    rates = {name: [turn.tokens_per_second for turn in found] for name, found in taken.items()}
+    reached = _bytes_read(jobs[OURS]) * turns.spread(rates[OURS]).median / machine.read_bandwidth(threads)
+    return Result(
+        name=race.name,
+        title=f"{race.checkpoint} {race.precision}: {PROMPT_TOKENS} prompt tokens, {NEW_TOKENS} new, batch 1",
+        unit="tokens/s",
+        more_is_better=True,
+        contestants=tuple(
+            Contestant(
+                name,
+                tuple(rates[name]),
+                max(turn.peak_bytes for turn in taken[name]),
+                race.peers.get(name),
+                f"{_agreement(taken[OURS][0], taken[name][0])} of {NEW_TOKENS} tokens as ours",
+            )
+            for name in jobs
+        ),
+        notes=(f"decoding reads memory at {reached:.0%} of the measured bandwidth of {threads} threads",),
+    )
+
+
+def job(race: Race, peer: str, threads: int) -> Job:
+    """What `peer` is asked to do in `race`."""
+    folder = CACHE / "models" / peer / f"{race.checkpoint}-{race.precision}"
+    return Job(
+        checkpoints.checkpoint(race.checkpoint), folder, race.precision, threads, race.prompt, NEW_TOKENS
+    )
+
+
+def prepare(job: Job, peer: str) -> None:
+    """Make what `peer` runs, unless it is there; ours is made anew, since it is what is worked on."""
+    done = _beside(job, "prepared")
+    if done.is_file() and peer != OURS:
+        return
+    sys.stderr.write(f"preparing {job.folder.relative_to(CACHE)}\n")
+    done.unlink(missing_ok=True)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    _act(job, peer, "prepare")
+    done.touch()
+
+
+def _act(job: Job, peer: str, action: str, *arguments: str) -> process.Finished:
+    """Run `action` of the peer's module in a fresh process of the peer's environment."""
+    path = _beside(job, "json")
+    job.write(path)
+    command = [
+        str(environment.python(peer)),
+        "-m",
+        "benchmarks.peers.turn",
+        peer,
+        action,
+        str(path),
+        *arguments,
+    ]
+    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(job.threads), "HF_HUB_OFFLINE": "1"}
+    return process.run(command, CACHE / "logs" / f"{peer}-{action}.log", variables)
+
+
+def _beside(job: Job, suffix: str) -> Path:
+    return job.folder.with_name(f"{job.folder.name}.{suffix}")
+
+
+def _turn(job: Job, peer: str) -> Turn:
+    path = _beside(job, "turn.json")
+    finished = _act(job, peer, "decode", str(path))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    turn = Turn(tuple(found["tokens"]), tuple(found["times"]), finished.peak_bytes)
+    if len(turn.tokens) != job.new_tokens:
+        raise process.CommandFailedError(
+            f"{peer} gave {len(turn.tokens)} tokens where {job.new_tokens} were asked for"
+        )
+    sys.stderr.write(f"{peer:12} {turn.tokens_per_second:7.1f} tokens/s\n")
+    return turn
+
+
+def _bytes_read(job: Job) -> int:
+    from benchmarks import graph  # late: a small process measures the memory of its children
+
+    return graph.decoded_bytes(job.folder / "model" / "1" / "model.onnx")
+
+
+def _agreement(ours: Turn, theirs: Turn) -> int:
+    """How many tokens are the same before the first that differs."""
+    pairs = enumerate(zip(ours.tokens, theirs.tokens, strict=True))
+    return next((place for place, (mine, other) in pairs if mine != other), len(ours.tokens))
