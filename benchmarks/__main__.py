@@ -63,8 +63,7 @@ def _chosen(races: Sequence[AnyRace], options: argparse.Namespace) -> list[AnyRa
 
 
 def _finish(result: Result, options: argparse.Namespace) -> None:
-    results.write(result, options.threads)
-    sys.stdout.write(results.section(result) + "\n")
+    sys.stdout.write(results.section(results.write(result, options.threads)) + "\n")
     sys.stdout.flush()
 
 

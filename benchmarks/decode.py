@@ -93,7 +93,9 @@ def run(race: Race, peers: list[str], count: int, threads: int) -> Result:
                 tuple(rates[name]),
                 max(turn.peak_bytes for turn in taken[name]),
                 race.peers.get(name),
-                f"{_agreement(taken[OURS][0], taken[name][0])} of {NEW_TOKENS} tokens as ours",
+                ""
+                if name == OURS
+                else f"{_agreement(taken[OURS][0], taken[name][0])} of {NEW_TOKENS} tokens as ours",
             )
             for name in jobs
         ),

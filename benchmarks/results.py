@@ -59,8 +59,8 @@ class Result:
         return turns.ratio(ours, theirs) if self.more_is_better else turns.ratio(theirs, ours)
 
 
-def write(result: Result, threads: int, folder: Path = FOLDER) -> None:
-    """Write the result with the machine it is from, and the page and the plots anew."""
+def write(result: Result, threads: int, folder: Path = FOLDER) -> Result:
+    """Write the result with the machine it is from, and the page and the plots anew; returns what was written."""
     folder.mkdir(parents=True, exist_ok=True)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     stamped = replace(result, threads=threads, processor=machine.processor(), date=today)
@@ -73,6 +73,7 @@ def write(result: Result, threads: int, folder: Path = FOLDER) -> None:
 
     same = [other for other in everything if other.kind == result.kind]
     plot.draw(same, folder / f"{result.kind}.png")
+    return stamped
 
 
 def read(folder: Path = FOLDER) -> list[Result]:
