@@ -8,7 +8,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from . import client_commands
+from . import client_commands, repository_commands
 
 if TYPE_CHECKING:
     _Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     for add in (_add_sample, _add_export, _add_serve, _add_inspect):
         _add_debug(add(commands))
-    for name, module in client_commands.COMMANDS.items():
+    for name, module in (repository_commands.COMMANDS | client_commands.COMMANDS).items():
         command = _command(commands, name, module.HELP)
         module.add(command)
         _add_debug(command)
@@ -99,6 +99,12 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         type=_count,
         metavar="N",
         help="threads that quantize and write the weights (default: one a core)",
+    )
+    command.add_argument(
+        "--keep",
+        type=_count,
+        metavar="N",
+        help="older versions that stay, the one served before among them (default: all)",
     )
     command.add_argument(
         "--max-perplexity-increase",

@@ -1,7 +1,7 @@
 """The command `gptport`: parse, call, print.
 
 Every command imports what it needs when it runs, so that `gptport generate` works where only the client is installed. The
-commands that ask a server for text are in `client_commands/`.
+commands that look after a repository are in `repository_commands/`, those that ask a server for text in `client_commands/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from . import client_commands
+from . import client_commands, repository_commands
 from .arguments import parser
 from .client_commands.terminal import put, say
 from .errors import GptportError, UsageError
@@ -117,6 +117,7 @@ def _export(options: argparse.Namespace) -> None:
             steps,
             options.evaluation_text,
             options.jobs,
+            options.keep,
         )
     put(report.exported(exported, source))
 
@@ -149,7 +150,10 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "export": _export,
     "serve": _serve,
     "inspect": _inspect,
-    **{name: command.run for name, command in client_commands.COMMANDS.items()},
+    **{
+        name: command.run
+        for name, command in (repository_commands.COMMANDS | client_commands.COMMANDS).items()
+    },
 }
 
 

@@ -13,7 +13,7 @@ from gptport_client import Client
 
 from . import cli, server
 from .errors import GptportError
-from .repository import versions
+from .versions import versions
 
 NAME = "smollm2"
 CHECKPOINT = Path("checkpoints") / NAME

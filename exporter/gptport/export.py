@@ -75,6 +75,7 @@ def export(
     steps: Steps,
     evaluation: Path | None = None,
     jobs: int | None = None,
+    keep: int | None = None,
 ) -> Exported:
     """Export a checkpoint as the models `name` and `name`_step.
 
@@ -84,6 +85,7 @@ def export(
         steps: shows what is done.
         evaluation: a file with the text to compare on, and for gptq to calibrate with; None for one of ours.
         jobs: threads that read, quantize and write the weights; None for one a core.
+        keep: older versions that stay; None for all.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
@@ -119,7 +121,7 @@ def export(
             manifest = _finish(
                 manifest, folder, checkpoint, checkpoint.sha256.result(), files.result(), parity
             )
-            folders = _publish(repository, folder, manifest)
+            folders = _publish(repository, folder, manifest, keep)
     return Exported(folders, manifest, parity, built.changes, built.traced_layers)
 
 
@@ -250,10 +252,10 @@ def _finish(
     return manifest
 
 
-def _publish(repository: Path, folder: Path, manifest: Manifest) -> dict[str, Path]:
+def _publish(repository: Path, folder: Path, manifest: Manifest, keep: int | None) -> dict[str, Path]:
     step = manifest.name + repositories.STEP_SUFFIX
     configs = {
-        manifest.name: lambda version: triton_config.text_model(manifest, version),
-        step: lambda version: triton_config.step_model(manifest, step, version),
+        manifest.name: lambda version, before: triton_config.text_model(manifest, version, before),
+        step: lambda version, before: triton_config.step_model(manifest, step, version, before),
     }
-    return repositories.publish(repository, folder, configs)
+    return repositories.publish(repository, folder, configs, keep)

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from . import versions
 from .errors import RepositoryError
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Manifest:
 
 
 def version_folder(model: Path) -> Path:
-    """The folder of a model's latest version; a version folder is its own.
+    """The folder of the version that a model serves; a version folder is its own.
 
     Raises:
         RepositoryError: there is no such model.
@@ -116,10 +117,10 @@ def version_folder(model: Path) -> Path:
         raise RepositoryError(
             f"{model} is not there; give the folder of a model, such as model_repository/smollm2"
         )
-    numbers = [int(path.name) for path in model.iterdir() if path.is_dir() and path.name.isdecimal()]
-    if not numbers:
+    there = versions.versions(model)
+    if not there:
         raise RepositoryError(f"{model} is not a model: it has no version folder")
-    return model / str(max(numbers))
+    return model / str(versions.served(model) or there[-1])
 
 
 def read(folder: Path) -> Manifest:

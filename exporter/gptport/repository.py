@@ -1,7 +1,7 @@
 """The Triton model repository: versions are written beside it and renamed into place.
 
-A model's config.pbtxt names the one version that it was written for, so replacing that file is what switches to a new version:
-before, Triton serves the old one as it was; after, the new one. A crash in between leaves a version that nothing names.
+Before a model's config.pbtxt is replaced, Triton serves the old version as it was; after, the new one. A crash in between leaves
+a version that nothing names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import versions
 from .errors import RepositoryError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 STEP_SUFFIX = "_step"
 
@@ -68,7 +69,7 @@ def staging(repository: Path) -> Iterator[Path]:
     except OSError as error:
         raise RepositoryError(f"{repository} cannot be written: {error.strerror}") from error
     try:
-        with _locked(folder):
+        with locked(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,12 +84,12 @@ def _staging_place(repository: Path) -> Path:
 def _remove_abandoned(place: Path) -> None:
     """Remove what killed exports left behind: nobody holds its lock."""
     for folder in place.glob(f"{_STAGING}*"):
-        with contextlib.suppress(OSError), _locked(folder, wait=False):
+        with contextlib.suppress(OSError), locked(folder, wait=False):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, which the kernel gives up when the process ends. Without `wait`, OSError if another holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -102,7 +103,12 @@ def _may_stand_here(path: Path) -> bool:
     return path.name.startswith(".") or path.name == "README.md" or (path / "config.pbtxt").is_file()
 
 
-def publish(repository: Path, staged: Path, configs: Mapping[str, Callable[[int], bytes]]) -> dict[str, Path]:
+def publish(
+    repository: Path,
+    staged: Path,
+    configs: Mapping[str, Callable[[int, int | None], bytes]],
+    keep: int | None = None,
+) -> dict[str, Path]:
     """Make a staged folder the next version of one or more models that share it.
 
     The first model owns the folder. In the others the version is a relative link to it, so that graph and weights are on disk
@@ -111,19 +117,29 @@ def publish(repository: Path, staged: Path, configs: Mapping[str, Callable[[int]
     Args:
         repository: the repository's folder.
         staged: folder with the files of the version, in the folder that `staging` gave.
-        configs: model name → (version → content of its config.pbtxt), the owner first.
+        configs: model name → (version, the one served before → content of its config.pbtxt), the owner first.
+        keep: how many older versions stay, the one served before among them; None for all. The others go when the new one
+            is in place.
 
     Returns:
         model name → its new version folder.
     """
     sync(staged)
     owner, *others = configs
-    with _locked(repository):
-        version = max((number for name in configs for number in versions(repository / name)), default=0) + 1
-        for name in configs:
+    with locked(repository):
+        before = versions.served(repository / owner)
+        version = max((n for name in configs for n in versions.versions(repository / name)), default=0) + 1
+        written = {name: config(version, before) for name, config in configs.items()}
+        for name, content in written.items():
+            versions.write(staged / f"{name}.pbtxt", content)
+        for name, content in written.items():
             link = Path("..") / owner / str(version) if name in others else None
-            _put(repository / name, version, staged, link, configs[name](version))
-        _sync_path(repository)
+            _put(repository / name, version, staged, link, content)
+        versions.sync_path(repository)
+        if keep is not None:
+            unwanted = _unwanted(versions.versions(repository / owner), version, before, keep)
+            for name in (*others, owner):
+                versions.remove(repository / name, unwanted)
     return {name: repository / name / str(version) for name in configs}
 
 
@@ -131,40 +147,27 @@ def _put(model: Path, version: int, staged: Path, link: Path | None, config: byt
     """Add a version to a model and name it in the configuration; a model that is new is put in place whole."""
     target = model if model.is_dir() else staged.parent / f"new-{model.name}"
     target.mkdir(exist_ok=True)
+    versions.remove_leftovers(target)
     if link is not None:
         (target / str(version)).symlink_to(link)
     else:
         staged.replace(target / str(version))
-    _sync_path(target)
-    _replace_file(target / "config.pbtxt", config)
-    _sync_path(target)
-    if target != model:
+    versions.sync_path(target)
+    if target == model:
+        versions.switch(model, config)
+    else:
+        versions.write(target / versions.CONFIG, config)
         target.replace(model)
 
 
-def versions(model: Path) -> list[int]:
-    """The version numbers of a model, ascending; empty if there is no such model."""
-    if not model.is_dir():
-        return []
-    return sorted(int(p.name) for p in model.iterdir() if p.is_dir() and p.name.isdecimal())
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    _sync_path(temporary)
-    temporary.replace(path)
+def _unwanted(there: Sequence[int], version: int, before: int | None, keep: int) -> set[int]:
+    """What goes of the versions that are there: all but the new one, the one served before, and the newest others."""
+    older = [number for number in there if number not in (version, before)]
+    stay = keep - (before is not None)
+    return set(older[: len(older) - stay] if stay > 0 else older)
 
 
 def sync(folder: Path) -> None:
     """Have the files of a folder on the disk before this returns; it costs nothing for those that are there already."""
     for path in [*folder.iterdir(), folder]:
-        _sync_path(path)
-
-
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        versions.sync_path(path)

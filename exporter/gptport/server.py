@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from .address import Address
 from .errors import RepositoryError, ServerError
 from .manifest import FILE_NAME
-from .repository import STEP_SUFFIX, versions
+from .repository import STEP_SUFFIX
 from .triton_process import Server
+from .versions import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from .errors import RepositoryError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from .manifest import Manifest, Tensor
 
@@ -41,20 +44,34 @@ _TEXT_OUTPUTS = (
     ("num_output_tokens", pb.TYPE_UINT32, [1]),
 )
 
+PREVIOUS = "gptport_previous"
+
 _MAX_SEQUENCES = 64
 _SEQUENCE_IDLE_MICROSECONDS = 10 * 60 * 1_000_000
 
 
-def text_model(manifest: Manifest, version: int) -> bytes:
-    """config.pbtxt of NAME: text in, text out. It serves this version and no other."""
+def parse(path: Path) -> pb.ModelConfig:
+    """The configuration in a file.
+
+    Raises:
+        RepositoryError: it is none.
+    """
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise RepositoryError(f"{path} cannot be read as a model configuration: {error}") from error
+
+
+def text_model(manifest: Manifest, version: int, previous: int | None) -> bytes:
+    """config.pbtxt of NAME: text in, text out. It serves this version and no other; `previous` is the one served before."""
     config = pb.ModelConfig(name=manifest.name, backend="gptport", max_batch_size=0)
     config.input.extend(pb.ModelInput(name=n, data_type=t, dims=d, optional=True) for n, t, d in _TEXT_INPUTS)
     config.output.extend(pb.ModelOutput(name=n, data_type=t, dims=d) for n, t, d in _TEXT_OUTPUTS)
     config.model_transaction_policy.decoupled = True
-    return _finished(config, manifest, "text", version)
+    return _finished(config, manifest, "text", version, previous)
 
 
-def step_model(manifest: Manifest, name: str, version: int) -> bytes:
+def step_model(manifest: Manifest, name: str, version: int, previous: int | None) -> bytes:
     """config.pbtxt of NAME_step, by its `name`: ids in, logits out, the KV cache as implicit state of fixed size."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
     config.default_model_filename = manifest.graph
@@ -70,7 +87,7 @@ def step_model(manifest: Manifest, name: str, version: int) -> bytes:
     _add_states(config.sequence_batching, manifest)
     config.sequence_batching.oldest.max_candidate_sequences = _MAX_SEQUENCES
     config.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_MICROSECONDS
-    return _finished(config, manifest, "step", version)
+    return _finished(config, manifest, "step", version, previous)
 
 
 def _tensor(kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor) -> pb.ModelInput | pb.ModelOutput:
@@ -98,9 +115,13 @@ def _add_states(batching: pb.ModelSequenceBatching, manifest: Manifest) -> None:
         )
 
 
-def _finished(config: pb.ModelConfig, manifest: Manifest, kind: str, version: int) -> bytes:
+def _finished(
+    config: pb.ModelConfig, manifest: Manifest, kind: str, version: int, previous: int | None
+) -> bytes:
     for key, value in _parameters(manifest, kind).items():
         config.parameters[key].string_value = value
+    if previous is not None:
+        config.parameters[PREVIOUS].string_value = str(previous)
     # One engine batches all requests; a second instance on the same device would only take its time and memory. The attention
     # operator runs in half precision only on CUDA: float32 stays on the CPU, the rest goes to a GPU where there is one.
     on_cpu = manifest.kv_cache.dtype == "float32"

@@ -142,11 +142,16 @@ def export_to() -> Callable[..., Exported]:
     """Export as `gptport export` does."""
 
     def run(
-        checkpoint: Path, repository: Path, *, precision: Any = "fp32", max_length: int | None = None
+        checkpoint: Path,
+        repository: Path,
+        *,
+        precision: Any = "fp32",
+        max_length: int | None = None,
+        keep: int | None = None,
     ) -> Exported:
         chosen = by_name(precision) if isinstance(precision, str) else precision
         source = open_checkpoint(str(checkpoint))
-        return export(source, repository, source.name, chosen, max_length, Steps())
+        return export(source, repository, source.name, chosen, max_length, Steps(), keep=keep)
 
     return run
 

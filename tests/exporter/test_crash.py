@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from gptport import versions
+
 # Publishes a version of `model` and `model_step`, and dies without cleaning up before the n-th change to the file system.
 PUBLISH = """
 import os, sys
@@ -33,8 +35,10 @@ with repository.staging(folder) as staging:
     (version / "manifest.json").write_text("whole")
     for name in ("mkdir", "replace", "symlink_to", "write_bytes"):
         setattr(Path, name, dying(getattr(Path, name)))
-    configs = {name: (lambda number, name=name: f"{name} {number}".encode()) for name in ("model", "model_step")}
-    repository.publish(folder, version, configs)
+    def config(name):
+        return lambda number, before: f"name: '{name}' version_policy {{ specific {{ versions: {number} }} }}".encode()
+
+    repository.publish(folder, version, {name: config(name) for name in ("model", "model_step")}, keep=1)
 """
 
 
@@ -44,15 +48,20 @@ def publish(folder, dies_before=0):
 
 
 def assert_can_be_served(folder, *, complete):
-    """Every model that is there names a version that is whole, and has its own configuration."""
+    """Every model that is there names a version that is whole, and has its own configuration; every version is whole."""
     names = sorted(path.name for path in folder.iterdir())
     assert not complete or names == ["model", "model_step"]
     for name in names:
-        number = re.fullmatch(rf"{name} (\d+)", (folder / name / "config.pbtxt").read_text())[1]
-        assert (folder / name / number / "manifest.json").read_text() == "whole"
+        number = re.match(
+            rf"name: '{name}' .* versions: (\d+) ", (folder / name / "config.pbtxt").read_text()
+        )[1]
+        assert (folder / name / number).is_dir()
+        for version in versions.versions(folder / name):
+            assert (folder / name / str(version) / "manifest.json").read_text() == "whole"
+            assert versions.configuration(folder / name, version).is_file()
 
 
-@pytest.mark.parametrize("versions_before", [0, 1])
+@pytest.mark.parametrize("versions_before", [0, 2])
 def test_a_crash_at_any_moment_leaves_a_repository_that_can_be_served(tmp_path, versions_before):
     start = tmp_path / "start"
     start.mkdir()
@@ -67,6 +76,8 @@ def test_a_crash_at_any_moment_leaves_a_repository_that_can_be_served(tmp_path, 
         assert_can_be_served(folder, complete=versions_before > 0)
         assert publish(folder) == 0, "the next export works"
         assert_can_be_served(folder, complete=True)
+        assert len(versions.versions(folder / "model")) <= 2, "those that --keep leaves"
+        assert all(not path.name.startswith(".") for path in folder.glob("*/*")), "nothing half done"
         assert [path.name for path in folder.parent.iterdir()] == ["repository"], (
             "what was left behind is removed"
         )

@@ -67,6 +67,8 @@ def test_a_version_holds_the_graph_its_weights_the_tokenizer_and_the_manifest(ch
     assert {path.name for path in version.iterdir()} == {
         GRAPH,
         WEIGHTS,
+        f"{checkpoint.name}.pbtxt",
+        f"{checkpoint.name}_step.pbtxt",
         "generation_config.json",
         "manifest.json",
         "tokenizer.json",
@@ -77,7 +79,8 @@ def test_a_version_holds_the_graph_its_weights_the_tokenizer_and_the_manifest(ch
 def test_the_manifest_has_size_and_hash_of_every_other_file(checkpoint, exported):
     version = exported(checkpoint).folders[checkpoint.name]
     files = manifest.read(version).files
-    assert files.keys() == {path.name for path in version.iterdir()} - {"manifest.json"}
+    configurations = {f"{checkpoint.name}.pbtxt", f"{checkpoint.name}_step.pbtxt"}
+    assert files.keys() == {path.name for path in version.iterdir()} - {"manifest.json"} - configurations
     for name, file in files.items():
         content = (version / name).read_bytes()
         assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
@@ -161,6 +164,12 @@ def test_a_second_export_is_version_2_and_the_first_stays(gpt2, export_to, tmp_p
     assert [path.relative_to(tmp_path).as_posix() for path in folders.values()] == ["gpt2/2", "gpt2_step/2"]
     assert files_of(tmp_path / "gpt2" / "1") == first
     assert (tmp_path / "gpt2_step" / "2").resolve() == (tmp_path / "gpt2" / "2").resolve()
+
+
+def test_older_versions_go_where_only_some_are_to_be_kept(gpt2, export_to, tmp_path):
+    for _ in range(3):
+        export_to(gpt2, tmp_path, keep=1)
+    assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"2", "3", "config.pbtxt"}
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(checkpoint, exported, export_to, tmp_path):

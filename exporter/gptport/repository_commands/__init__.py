@@ -1,0 +1,7 @@
+"""The commands that look after what is in a model repository: each a module with `add`, its options, and `run`."""
+
+from __future__ import annotations
+
+from . import rollback, verify
+
+COMMANDS = {"verify": verify, "rollback": rollback}

@@ -1,0 +1,55 @@
+"""`gptport verify`: is an exported model still what was written, and, with the checkpoint, still as exact?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..client_commands.terminal import put
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "Check the files of an exported model against its manifest and, with the checkpoint, its logits."
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """The options."""
+    command.add_argument(
+        "model",
+        type=Path,
+        metavar="REPOSITORY/NAME",
+        help="folder of a model, for the version that it serves, or of one of its versions",
+    )
+    command.add_argument(
+        "--checkpoint", metavar="CHECKPOINT", help="compare the graph with it again, as an export does"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command; 1 if something has changed."""
+    from .. import integrity, manifest
+
+    folder = manifest.version_folder(options.model)
+    known = manifest.read(folder)
+    damage = integrity.damage(folder, known)
+    if damage:
+        put("\n".join(damage))
+        return 1
+    put(f"{folder}: {len(known.files)} files are as they were written")
+    if options.checkpoint is not None:
+        _compare(folder, options.checkpoint)
+    return 0
+
+
+def _compare(folder: Path, checkpoint: str) -> None:
+    from .. import console, recheck
+
+    console.quiet_transformers()
+    with console.Steps() as steps:
+        parity = recheck.recheck(folder, checkpoint, steps)
+    put(
+        f"logits differ by at most {parity.max_abs_logit_difference:.2g}, of logits up to {parity.max_abs_logit:.3g}; "
+        f"the same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions; "
+        f"perplexity {parity.perplexity:.4g}, of the checkpoint {parity.checkpoint_perplexity:.4g}"
+    )
