@@ -107,6 +107,23 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         help="older versions that stay, the one served before among them (default: all)",
     )
     command.add_argument(
+        "--instances",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="instances of each model, on the CPU or on each GPU (default: %(default)s)",
+    )
+    command.add_argument(
+        "--gpus",
+        type=_numbers,
+        default=(),
+        metavar="N,N",
+        help="run on these GPUs (default: on the CPU; in half precision on one GPU where there is one)",
+    )
+    command.add_argument(
+        "--threads", type=_count, metavar="N", help="threads of an instance on the CPU (default: one a core)"
+    )
+    command.add_argument(
         "--max-perplexity-increase",
         type=_share,
         metavar="SHARE",
@@ -186,3 +203,11 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Different numbers such as 0,1."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name GPUs; give their numbers, such as 0,1")
+    return tuple(map(int, parts))

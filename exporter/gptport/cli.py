@@ -90,6 +90,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from . import locate, precision, repository
+    from .triton_config import Serving
 
     chosen = precision.chosen(
         options.precision,
@@ -99,6 +100,8 @@ def _export(options: argparse.Namespace) -> None:
         compute=options.compute,
         max_perplexity_increase=options.max_perplexity_increase,
     )
+    serving = Serving(options.instances, options.gpus, options.threads)
+    serving.check(chosen.dtype_name)
     if options.name is not None:
         repository.checked_name(options.name)
     location = locate.locate(options.checkpoint, allow_pickle=options.allow_pickle)
@@ -118,6 +121,7 @@ def _export(options: argparse.Namespace) -> None:
             options.evaluation_text,
             options.jobs,
             options.keep,
+            serving,
         )
     put(report.exported(exported, source))
 

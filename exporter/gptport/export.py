@@ -76,6 +76,7 @@ def export(
     evaluation: Path | None = None,
     jobs: int | None = None,
     keep: int | None = None,
+    serving: triton_config.Serving | None = None,
 ) -> Exported:
     """Export a checkpoint as the models `name` and `name`_step.
 
@@ -86,6 +87,7 @@ def export(
         evaluation: a file with the text to compare on, and for gptq to calibrate with; None for one of ours.
         jobs: threads that read, quantize and write the weights; None for one a core.
         keep: older versions that stay; None for all.
+        serving: where and how the models are to run.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
@@ -93,6 +95,8 @@ def export(
     return_large_blocks()
     name = repositories.checked_name(name)
     length = _max_length(checkpoint, max_length)
+    serving = serving or triton_config.Serving()
+    serving.check(precision.dtype_name)
     precision = _as_stored(checkpoint, precision)
     text = evaluation_text(evaluation)
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
@@ -121,7 +125,7 @@ def export(
             manifest = _finish(
                 manifest, folder, checkpoint, checkpoint.sha256.result(), files.result(), parity
             )
-            folders = _publish(repository, folder, manifest, keep)
+            folders = _publish(repository, folder, manifest, keep, serving)
     return Exported(folders, manifest, parity, built.changes, built.traced_layers)
 
 
@@ -252,10 +256,12 @@ def _finish(
     return manifest
 
 
-def _publish(repository: Path, folder: Path, manifest: Manifest, keep: int | None) -> dict[str, Path]:
+def _publish(
+    repository: Path, folder: Path, manifest: Manifest, keep: int | None, serving: triton_config.Serving
+) -> dict[str, Path]:
     step = manifest.name + repositories.STEP_SUFFIX
     configs = {
-        manifest.name: lambda version, before: triton_config.text_model(manifest, version, before),
-        step: lambda version, before: triton_config.step_model(manifest, step, version, before),
+        manifest.name: lambda version, before: triton_config.text_model(manifest, version, before, serving),
+        step: lambda version, before: triton_config.step_model(manifest, step, version, before, serving),
     }
-    return repositories.publish(repository, folder, configs, keep)
+    return repositories.publish(repository, folder, configs, keep, triton_config.WARMUP_FILES)

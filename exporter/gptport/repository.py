@@ -108,6 +108,7 @@ def publish(
     staged: Path,
     configs: Mapping[str, Callable[[int, int | None], bytes]],
     keep: int | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> dict[str, Path]:
     """Make a staged folder the next version of one or more models that share it.
 
@@ -120,6 +121,7 @@ def publish(
         configs: model name → (version, the one served before → content of its config.pbtxt), the owner first.
         keep: how many older versions stay, the one served before among them; None for all. The others go when the new one
             is in place.
+        beside: path → content of files in the folder of the first model, such as its configuration asks for.
 
     Returns:
         model name → its new version folder.
@@ -134,7 +136,7 @@ def publish(
             versions.write(staged / f"{name}.pbtxt", content)
         for name, content in written.items():
             link = Path("..") / owner / str(version) if name in others else None
-            _put(repository / name, version, staged, link, content)
+            _put(repository / name, version, staged, link, content, beside if name == owner else None)
         versions.sync_path(repository)
         if keep is not None:
             unwanted = _unwanted(versions.versions(repository / owner), version, before, keep)
@@ -143,11 +145,21 @@ def publish(
     return {name: repository / name / str(version) for name in configs}
 
 
-def _put(model: Path, version: int, staged: Path, link: Path | None, config: bytes) -> None:
+def _put(
+    model: Path,
+    version: int,
+    staged: Path,
+    link: Path | None,
+    config: bytes,
+    beside: Mapping[str, bytes] | None,
+) -> None:
     """Add a version to a model and name it in the configuration; a model that is new is put in place whole."""
     target = model if model.is_dir() else staged.parent / f"new-{model.name}"
     target.mkdir(exist_ok=True)
     versions.remove_leftovers(target)
+    for name, content in (beside or {}).items():
+        (target / name).parent.mkdir(exist_ok=True)
+        versions.write(target / name, content)
     if link is not None:
         (target / str(version)).symlink_to(link)
     else:

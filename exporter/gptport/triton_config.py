@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from .errors import RepositoryError
+from .errors import RepositoryError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,8 +48,39 @@ _TEXT_OUTPUTS = (
 
 PREVIOUS = "gptport_previous"
 
+# The text model computes one token before Triton calls it ready. The step model cannot be warmed up: Triton's warm-up passes the
+# sequence batcher by, and without a sequence there is no state to answer with.
+_WARMUP_TOKENS = "one_token"
+WARMUP_FILES = {f"warmup/{_WARMUP_TOKENS}": struct.pack("<i", 1)}
+
 _MAX_SEQUENCES = 64
 _SEQUENCE_IDLE_MICROSECONDS = 10 * 60 * 1_000_000
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Where and how a model is to run.
+
+    Attributes:
+        instances: of each model, on the CPU or on each GPU.
+        gpus: their numbers; none for the CPU, or for one GPU where there is one if the model computes in half precision.
+        threads: of an instance on the CPU; None for one a core.
+    """
+
+    instances: int = 1
+    gpus: tuple[int, ...] = ()
+    threads: int | None = None
+
+    def check(self, dtype: str) -> None:
+        """Whether a model that computes in `dtype` can run so.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if self.gpus and dtype == "float32":
+            raise UsageError(
+                "--gpus goes with fp16, bf16, or --compute fp16: on CUDA, onnxruntime's attention is in half precision"
+            )
 
 
 def parse(path: Path) -> pb.ModelConfig:
@@ -62,16 +95,30 @@ def parse(path: Path) -> pb.ModelConfig:
         raise RepositoryError(f"{path} cannot be read as a model configuration: {error}") from error
 
 
-def text_model(manifest: Manifest, version: int, previous: int | None) -> bytes:
+def text_model(manifest: Manifest, version: int, previous: int | None, serving: Serving = Serving()) -> bytes:
     """config.pbtxt of NAME: text in, text out. It serves this version and no other; `previous` is the one served before."""
     config = pb.ModelConfig(name=manifest.name, backend="gptport", max_batch_size=0)
     config.input.extend(pb.ModelInput(name=n, data_type=t, dims=d, optional=True) for n, t, d in _TEXT_INPUTS)
     config.output.extend(pb.ModelOutput(name=n, data_type=t, dims=d) for n, t, d in _TEXT_OUTPUTS)
     config.model_transaction_policy.decoupled = True
-    return _finished(config, manifest, "text", version, previous)
+    _add_warmup(config)
+    if serving.threads is not None:
+        config.parameters["threads"].string_value = str(serving.threads)
+    return _finished(config, manifest, "text", version, previous, serving)
 
 
-def step_model(manifest: Manifest, name: str, version: int, previous: int | None) -> bytes:
+def _add_warmup(config: pb.ModelConfig) -> None:
+    """A request for one token behind the token 0; what is left out has its default."""
+    warmup = config.model_warmup.add(name="one token", batch_size=1)
+    token = pb.ModelWarmup.Input(data_type=pb.TYPE_INT32, dims=[1], zero_data=True)
+    count = pb.ModelWarmup.Input(data_type=pb.TYPE_INT32, dims=[1], input_data_file=_WARMUP_TOKENS)
+    warmup.inputs["input_ids"].CopyFrom(token)
+    warmup.inputs["max_tokens"].CopyFrom(count)
+
+
+def step_model(
+    manifest: Manifest, name: str, version: int, previous: int | None, serving: Serving = Serving()
+) -> bytes:
     """config.pbtxt of NAME_step, by its `name`: ids in, logits out, the KV cache as implicit state of fixed size."""
     config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
     config.default_model_filename = manifest.graph
@@ -87,7 +134,11 @@ def step_model(manifest: Manifest, name: str, version: int, previous: int | None
     _add_states(config.sequence_batching, manifest)
     config.sequence_batching.oldest.max_candidate_sequences = _MAX_SEQUENCES
     config.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_MICROSECONDS
-    return _finished(config, manifest, "step", version, previous)
+    # The graph is a chain: its operators run one after the other, each on all threads (0: one a core).
+    threads = {"execution_mode": 0, "intra_op_thread_count": serving.threads or 0, "inter_op_thread_count": 1}
+    for key, value in threads.items():
+        config.parameters[key].string_value = str(value)
+    return _finished(config, manifest, "step", version, previous, serving)
 
 
 def _tensor(kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor) -> pb.ModelInput | pb.ModelOutput:
@@ -116,20 +167,31 @@ def _add_states(batching: pb.ModelSequenceBatching, manifest: Manifest) -> None:
 
 
 def _finished(
-    config: pb.ModelConfig, manifest: Manifest, kind: str, version: int, previous: int | None
+    config: pb.ModelConfig,
+    manifest: Manifest,
+    kind: str,
+    version: int,
+    previous: int | None,
+    serving: Serving,
 ) -> bytes:
     for key, value in _parameters(manifest, kind).items():
         config.parameters[key].string_value = value
     if previous is not None:
         config.parameters[PREVIOUS].string_value = str(previous)
-    # One engine batches all requests; a second instance on the same device would only take its time and memory. The attention
-    # operator runs in half precision only on CUDA: float32 stays on the CPU, the rest goes to a GPU where there is one.
-    on_cpu = manifest.kv_cache.dtype == "float32"
-    config.instance_group.add(
-        kind=pb.ModelInstanceGroup.KIND_CPU if on_cpu else pb.ModelInstanceGroup.KIND_AUTO, count=1
-    )
+    config.instance_group.append(_instances(serving, manifest.kv_cache.dtype))
     config.version_policy.specific.versions.append(version)
+    config.response_cache.enable = False  # an answer is drawn, or depends on the sequence
     return text_format.MessageToString(config).encode()
+
+
+def _instances(serving: Serving, dtype: str) -> pb.ModelInstanceGroup:
+    """One engine batches all requests; a second instance on the same device takes memory, and helps only where threads are left.
+
+    On CUDA the attention operator is in half precision only: float32 stays on the CPU, the rest goes to a GPU where there is one.
+    """
+    kinds = pb.ModelInstanceGroup
+    kind = kinds.KIND_GPU if serving.gpus else kinds.KIND_CPU if dtype == "float32" else kinds.KIND_AUTO
+    return pb.ModelInstanceGroup(kind=kind, count=serving.instances, gpus=serving.gpus)
 
 
 def _parameters(manifest: Manifest, kind: str) -> Mapping[str, str]:

@@ -6,7 +6,6 @@ holds the configuration of every model that shares it, as NAME.pbtxt, so that a 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -88,8 +87,8 @@ def remove_leftovers(model: Path) -> None:
     """Remove what a killed export left in the folder of a model."""
     for left in model.glob(f"{_REMOVED}*"):
         shutil.rmtree(left, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (model / _PARTLY).unlink()
+    for left in (model / _PARTLY, *model.glob(f"*/{_PARTLY}")):
+        left.unlink(missing_ok=True)
 
 
 def sync_path(path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from gptport import cli
 from gptport.checkpoint import open_checkpoint
 from gptport.errors import CheckpointError
-from gptport.repository import versions
+from gptport.versions import versions
 
 
 @pytest.fixture

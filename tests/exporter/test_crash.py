@@ -38,7 +38,7 @@ with repository.staging(folder) as staging:
     def config(name):
         return lambda number, before: f"name: '{name}' version_policy {{ specific {{ versions: {number} }} }}".encode()
 
-    repository.publish(folder, version, {name: config(name) for name in ("model", "model_step")}, keep=1)
+    repository.publish(folder, version, {name: config(name) for name in ("model", "model_step")}, 1, {"warmup/one": b"1"})
 """
 
 
@@ -77,7 +77,7 @@ def test_a_crash_at_any_moment_leaves_a_repository_that_can_be_served(tmp_path, 
         assert publish(folder) == 0, "the next export works"
         assert_can_be_served(folder, complete=True)
         assert len(versions.versions(folder / "model")) <= 2, "those that --keep leaves"
-        assert all(not path.name.startswith(".") for path in folder.glob("*/*")), "nothing half done"
+        assert all(not path.name.startswith(".") for path in folder.glob("*/**/*")), "nothing half done"
         assert [path.name for path in folder.parent.iterdir()] == ["repository"], (
             "what was left behind is removed"
         )

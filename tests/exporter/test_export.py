@@ -169,7 +169,7 @@ def test_a_second_export_is_version_2_and_the_first_stays(gpt2, export_to, tmp_p
 def test_older_versions_go_where_only_some_are_to_be_kept(gpt2, export_to, tmp_path):
     for _ in range(3):
         export_to(gpt2, tmp_path, keep=1)
-    assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"2", "3", "config.pbtxt"}
+    assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"2", "3", "config.pbtxt", "warmup"}
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(checkpoint, exported, export_to, tmp_path):
@@ -182,7 +182,7 @@ def test_nothing_but_the_models_is_left_in_the_repository(gpt2, export_to, tmp_p
     (tmp_path / "README.md").write_text("ours")
     export_to(gpt2, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "gpt2", "gpt2_step"}
-    assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"1", "config.pbtxt"}
+    assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"1", "config.pbtxt", "warmup"}
 
 
 def test_a_graph_that_differs_from_the_checkpoint_is_not_published(gpt2, export_to, tmp_path):

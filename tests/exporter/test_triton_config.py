@@ -12,6 +12,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from gptport import cli, triton_config
+
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
@@ -63,6 +65,15 @@ class TestTextModel:
 
     def test_inputs_and_outputs_are_those_of_the_documentation(self, text):
         assert {**described(text.input), **described(text.output)} == documented("NAME: text in, text out")
+
+    def test_it_computes_a_token_before_it_is_ready(self, text, result):
+        (warmup,) = text.model_warmup
+        assert warmup.batch_size == 1
+        assert list(warmup.inputs["input_ids"].dims) == [1]
+        assert warmup.inputs["input_ids"].zero_data
+        folder = result.folders[text.name].parent / "warmup"
+        content = (folder / warmup.inputs["max_tokens"].input_data_file).read_bytes()
+        assert int.from_bytes(content, "little") == 1
 
     def test_every_input_may_be_left_out(self, text):
         assert all(each.optional for each in text.input)
@@ -152,6 +163,15 @@ class TestStepModel:
             (pb.ModelInstanceGroup.KIND_CPU, 1)
         ]
 
+    def test_operators_run_one_after_the_other_on_all_cores(self, step):
+        """The parameters of Triton's onnxruntime backend; 0 threads are one a core."""
+        assert step.parameters["execution_mode"].string_value == "0"
+        assert step.parameters["intra_op_thread_count"].string_value == "0"
+        assert step.parameters["inter_op_thread_count"].string_value == "1"
+
+    def test_it_has_no_warm_up_which_triton_runs_outside_of_any_sequence(self, step):
+        assert not step.model_warmup
+
     def test_sequences_are_batched_by_age_one_at_a_time(self, step):
         assert step.sequence_batching.HasField("oldest")
         assert step.max_batch_size == 1
@@ -162,7 +182,11 @@ class TestStepModel:
 @pytest.mark.parametrize("index", [0, 1], ids=["text", "step"])
 def test_parameters_tell_a_client_what_tensors_do_not(result, index):
     config, manifest = configuration(result, index), result.manifest
-    assert {name: value.string_value for name, value in config.parameters.items()} == {
+    of_onnxruntime = {"execution_mode", "intra_op_thread_count", "inter_op_thread_count"}
+    ours = {
+        name: value.string_value for name, value in config.parameters.items() if name not in of_onnxruntime
+    }
+    assert ours == {
         "gptport_schema": "1",
         "gptport_kind": ["text", "step"][index],
         "max_length": str(manifest.max_length),
@@ -171,7 +195,7 @@ def test_parameters_tell_a_client_what_tensors_do_not(result, index):
         "eos_token_ids": "0",
         "tokenizer_sha256": manifest.files["tokenizer.json"].sha256,
     }
-    for name in config.parameters:
+    for name in ours:
         assert f"`{name}`" in PROTOCOL.read_text()
 
 
@@ -186,3 +210,59 @@ def test_half_precision_states_are_half_precision(gpt2, export_to, tmp_path):
     step = configuration(export_to(gpt2, tmp_path, precision="fp16"), 1)
     assert {state.data_type for state in step.sequence_batching.state} == {pb.TYPE_FP16}
     assert step.output[0].data_type == pb.TYPE_FP32
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["text", "step"])
+def test_no_answer_is_kept_for_another_request(result, index):
+    config = configuration(result, index)
+    assert config.HasField("response_cache")
+    assert not config.response_cache.enable
+
+
+class TestServing:
+    """`--instances`, `--gpus` and `--threads`."""
+
+    @pytest.fixture
+    def both(self, result):
+        def configurations(**serving):
+            chosen = triton_config.Serving(**serving)
+            texts = (
+                triton_config.text_model(result.manifest, 1, None, chosen),
+                triton_config.step_model(result.manifest, "step", 1, None, chosen),
+            )
+            return [text_format.Parse(text.decode(), pb.ModelConfig()) for text in texts]
+
+        return configurations
+
+    def test_instances_on_the_cpu(self, both):
+        for config in both(instances=3):
+            (group,) = config.instance_group
+            assert (group.kind, group.count) == (pb.ModelInstanceGroup.KIND_CPU, 3)
+
+    def test_each_gpu_has_its_instances(self, both):
+        for config in both(instances=2, gpus=(0, 3)):
+            (group,) = config.instance_group
+            assert (group.kind, group.count, list(group.gpus)) == (pb.ModelInstanceGroup.KIND_GPU, 2, [0, 3])
+
+    def test_threads_are_the_parameters_of_each_backend(self, both):
+        text, step = both(threads=5)
+        assert text.parameters["threads"].string_value == "5"
+        assert step.parameters["intra_op_thread_count"].string_value == "5"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--gpus", "0"], "--gpus goes with fp16, bf16, or --compute fp16"),
+            (["--precision", "int4", "--gpus", "0"], "--gpus goes with fp16"),
+            (["--gpus", "0,0"], "'0,0' does not name GPUs"),
+            (["--gpus", "all"], "'all' does not name GPUs"),
+            (["--instances", "0"], "'0' is not a whole number of 1 or more"),
+        ],
+    )
+    def test_what_cannot_be_is_said_at_once(self, arguments, message, capsys):
+        try:
+            code = cli.main(["export", "nowhere", *arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+        assert code == 2
+        assert message in capsys.readouterr().err
