@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import rollback, verify
+from . import doctor, rollback, verify
 
-COMMANDS = {"verify": verify, "rollback": rollback}
+COMMANDS = {"verify": verify, "rollback": rollback, "doctor": doctor}
