@@ -104,22 +104,30 @@ class AsyncClient:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Result:
         """See `Client.chat`."""
-        return await _result(self._core.chat(messages, Asked.checked(params, options, timeout)))
+        return await _result(
+            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors))
+        )
 
     def chat_stream(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """See `Client.chat_stream`; for `async for`, inside of the event loop."""
-        return AsyncStream(self._core.chat(messages, Asked.checked(params, options, timeout)))
+        return AsyncStream(
+            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors))
+        )
 
     def generate_many(
         self,

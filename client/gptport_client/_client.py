@@ -139,30 +139,34 @@ class Client:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Result:
-        """Answer a conversation, which the server puts into the model's own template.
+        """Answer a conversation, in the model's own template, which is fetched from the server; needs jinja2.
 
         Args:
             messages: dicts with `role` (`system`, `user` or `assistant`) and `content`, oldest first.
-            params, timeout, options: as for `generate`.
+            params, loop, processors, timeout, options: as for `generate`.
 
         Raises:
             InvalidRequest: the model has no template, or its template takes no such messages.
         """
-        return _result(self._core.chat(messages, Asked.checked(params, options, timeout)))
+        return _result(self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors)))
 
     def chat_stream(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        loop: Loop = "server",
+        processors: Sequence[Processor] = (),
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a conversation, piece by piece; the arguments are those of `chat`."""
-        return Stream(self._core.chat(messages, Asked.checked(params, options, timeout)))
+        return Stream(self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors)))
 
     def generate_many(
         self,

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from gptport_client._chat import ChatAnswer, Chats
 from gptport_client._client_loop import ClientAnswer
 from gptport_client._deadline import Deadline
 from gptport_client._errors import DeadlineExceeded, GptportError, InvalidRequest, ServerNotReady
@@ -92,20 +93,17 @@ class Core:
         self._model = ServedModel(transport, model, retry)
         self._tokenizers = TokenizerSource(self._model, given, TokenizerCache())
         self._tokenizer = given
+        self._chats = Chats(self._model, self._tokenizers)
 
     def generate(self, prompt: Prompt, asked: Asked) -> Answer:
         """The answer to a prompt; the server's loop has begun with it."""
-        checked, deadline, request_id = check_prompt(prompt), Deadline(asked.timeout), _request_id()
-        if asked.loop == "server":
-            return self._ask_server(checked, asked, deadline, request_id)
-        return ClientAnswer(
-            self._model, self._tokenizers, checked, asked.params, asked.processors, deadline, request_id
-        )
+        return self._begin(check_prompt(prompt), asked, Deadline(asked.timeout), _request_id())
 
     def chat(self, messages: Sequence[Message], asked: Asked) -> Answer:
-        """The answer to a conversation; the server's loop has begun with it."""
-        conversation = check_messages(messages)
-        return self._ask_server(conversation, asked, Deadline(asked.timeout), _request_id())
+        """The answer to a conversation."""
+        checked, deadline, request_id = check_messages(messages), Deadline(asked.timeout), _request_id()
+        prompt = self._chats.prompt(checked, deadline, request_id)
+        return ChatAnswer(prompt, lambda ids: self._begin(ids, asked, deadline, request_id), request_id)
 
     def one_of_many(self, item: Item, asked: Asked) -> Answer:
         """The answer to a prompt or a request."""
@@ -160,9 +158,11 @@ class Core:
             self._tokenizer = yield from self._tokenizers.get(config, deadline, "")
         return self._tokenizer.encode(text)
 
-    def _ask_server(
-        self, prompt: CheckedPrompt, asked: Asked, deadline: Deadline, request_id: str
-    ) -> ServerAnswer:
+    def _begin(self, prompt: CheckedPrompt, asked: Asked, deadline: Deadline, request_id: str) -> Answer:
+        if asked.loop == "client":
+            return ClientAnswer(
+                self._model, self._tokenizers, prompt, asked.params, asked.processors, deadline, request_id
+            )
         request = text_request(self._model.name, request_id, prompt, asked.params, stream=True)
         return ServerAnswer(self._model, request, deadline)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from gptport_client._errors import InvalidRequest
@@ -14,21 +12,10 @@ Prompt: TypeAlias = str | Sequence[int]
 Message: TypeAlias = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """Messages, which the server puts into the model's own template.
-
-    Attributes:
-        messages: a JSON list of objects with `role` and `content`.
-    """
-
-    messages: str
+CheckedPrompt: TypeAlias = str | tuple[int, ...]
 
 
-CheckedPrompt: TypeAlias = str | tuple[int, ...] | Conversation
-
-
-def check_prompt(prompt: Prompt) -> str | tuple[int, ...]:
+def check_prompt(prompt: Prompt) -> CheckedPrompt:
     """The prompt as a str or a tuple of ints.
 
     Raises:
@@ -61,8 +48,8 @@ def check_token_ids(field: str, ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(token) for token in found)
 
 
-def check_messages(messages: Sequence[Message]) -> Conversation:
-    """The messages, ready to be sent.
+def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The messages as plain dicts.
 
     Raises:
         InvalidRequest: there are none, or one is not an object with the texts `role` and `content`.
@@ -78,4 +65,4 @@ def check_messages(messages: Sequence[Message]) -> Conversation:
         content = message.get("content")
         if content != "":
             check_text(f"messages[{index}]['content']", content)
-    return Conversation(json.dumps([dict(message) for message in messages], ensure_ascii=False))
+    return [dict(message) for message in messages]

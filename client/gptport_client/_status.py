@@ -50,9 +50,11 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
 
 # Only where there is no status: the backend's messages begin with the field, Triton's own speak of inference
 # inputs.
-_FIELDS = r"text_input|input_ids|messages|max_tokens|temperature|top_k|top_p|seed|stop_words|stream|exclude_input\w*|file"
+_FIELDS = (
+    r"text_input|input_ids|max_tokens|temperature|top_k|top_p|seed|stop_words|stream|exclude_input\w*|file"
+)
 _REFUSALS = re.compile(
-    rf"^\W*(?:invalid.argument|(?:the )?prompt|the request has|{_FIELDS})\b"
+    rf"^\W*(?:invalid.argument|(?:the )?prompt|the request has|this model has no|{_FIELDS})\b"
     r"|is not an input of this model|inference input|expected \d+ inputs",
     re.IGNORECASE,
 )

@@ -32,9 +32,9 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.unsettled = _special_tokens(tokenizer) | _byte_tokens(tokenizer)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of a prompt, with the special tokens that the tokenizer puts around a text."""
-        return tuple(self._tokenizer.encode(text).ids)
+    def encode(self, text: str, *, special_tokens: bool = True) -> tuple[int, ...]:
+        """The ids of a prompt, with the special tokens that the tokenizer puts around a text unless told otherwise."""
+        return tuple(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out."""

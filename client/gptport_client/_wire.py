@@ -10,13 +10,13 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
-from gptport_client._prompt import CheckedPrompt, Conversation
 from gptport_client._results import Chunk, Usage, finish_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gptport_client._params import SamplingParams
+    from gptport_client._prompt import CheckedPrompt
     from gptport_client._sampling import Logits
 
 # Protobuf messages of Triton's service; their module has no types.
@@ -47,12 +47,10 @@ OUTPUT_DATATYPES = {
 def text_request(
     model: str, request_id: str, prompt: CheckedPrompt, params: SamplingParams, *, stream: bool
 ) -> InferRequest:
-    """Ask the text model to continue a prompt, or to answer a conversation. Parameters at their defaults are left out."""
+    """Ask the text model to continue a prompt. Parameters at their defaults are left out."""
     request = _request(model, request_id)
     if isinstance(prompt, str):
         _add_values(request, "text_input", "BYTES", (prompt,))
-    elif isinstance(prompt, Conversation):
-        _add_values(request, "messages", "BYTES", (prompt.messages,))
     else:
         _add_values(request, "input_ids", "INT32", prompt)
     for field in fields(params):

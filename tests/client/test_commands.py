@@ -16,7 +16,7 @@ import time
 import pytest
 
 from gptport.cli import main
-from toy_triton import EOS, render
+from toy_triton import EOS, read_inputs, render
 
 PROMPT = "The quick brown 世界"
 
@@ -66,9 +66,10 @@ def test_summarize(client, command, toy, tmp_path):
     file.write_text("The fox.")
     toy.max_length = 4096
     code, out, _ = command("summarize", file, "--max-tokens", 8)
-    asked = json.loads(read(toy, "messages")[0])[0]["content"]
-    assert (code, asked.endswith("\n\nThe fox.")) == (0, True)
-    assert out == client.chat([{"role": "user", "content": asked}], max_tokens=8).text + "\n"
+    (asked,) = prompts(toy)
+    assert code == 0
+    assert asked.endswith("\n\nThe fox.\nassistant:")
+    assert out == client.generate(asked, max_tokens=8).text + "\n"
 
 
 def test_a_long_text_is_summarized_in_parts(command, toy, tmp_path):
@@ -76,7 +77,7 @@ def test_a_long_text_is_summarized_in_parts(command, toy, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("The quick brown fox.\n" * 60)
     code, _, err = command("summarize", file, "--max-tokens", 4)
-    parts = [json.loads(messages)[0]["content"].partition("\n\n")[2] for messages in read(toy, "messages")]
+    parts = [prompt.partition("\n\n")[2].removesuffix("\nassistant:") for prompt in prompts(toy)]
     assert code == 0
     assert "parts]" in err
     assert "".join(parts[:-1]).count("fox.") >= 60
@@ -84,11 +85,12 @@ def test_a_long_text_is_summarized_in_parts(command, toy, tmp_path):
 
 
 def test_a_model_without_a_template_goes_on_instead(command, toy, tmp_path):
-    toy.max_length, toy.no_template = 4096, True
+    toy.max_length = 4096
+    del toy.files["chat_template.jinja"]
     file = tmp_path / "text.txt"
     file.write_text("The fox.")
     assert command("summarize", file, "--max-tokens", 4)[0] == 0
-    assert read(toy, "text_input") == ["The fox.\n\nTL;DR:"]
+    assert prompts(toy) == ["The fox.\n\nTL;DR:"]
 
 
 def test_nothing_to_summarize(command, tmp_path):
@@ -99,12 +101,15 @@ def test_nothing_to_summarize(command, tmp_path):
     assert command("summarize", tmp_path / "none")[0] == 1
 
 
-def read(toy, name):
-    """The texts that the toy was sent under `name`."""
-    from toy_triton import read_inputs
-
-    inputs = [read_inputs(request) for request in toy.requests]
-    return [tensors[name][0].decode() for tensors in inputs if name in tensors]
+def prompts(toy):
+    """The texts that the toy was asked to go on with."""
+    inputs = [read_inputs(request) for request in toy.requests if "file" not in request.parameters]
+    return [
+        toy.tokenizer.decode(tensors["input_ids"].tolist())
+        if "input_ids" in tensors
+        else tensors["text_input"][0].decode()
+        for tensors in inputs
+    ]
 
 
 def lines(path):
@@ -185,13 +190,12 @@ def test_chat_remembers_and_resets(client, command, toy):
     code, out, err = command(
         "chat", "--temperature", 0, "--max-tokens", 3, stdin="Hi\nAnd?\n/reset\nHi\n/what\n"
     )
-    conversations = [json.loads(messages) for messages in read(toy, "messages")]
-    first, second, third = conversations
+    first, second, third = prompts(toy)
+    answer = client.generate(first, max_tokens=3).text
     assert code == 0
-    assert [message["role"] for message in second] == ["user", "assistant", "user"]
-    assert second[:1] == first
-    assert third == first
-    assert out.startswith(client.chat(first, max_tokens=3).text + "\n")
+    assert first == third == render([{"role": "user", "content": "Hi"}])
+    assert second == f"{first} {answer}\nuser: And?\nassistant:"
+    assert out.startswith(answer + "\n")
     assert "/what is no command" in err
 
 
@@ -200,7 +204,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(toy, tmp_path):
     chat = Terminal("chat", "--model", "toy", "--url", toy.url, home=tmp_path)
     chat.until("> ")
     chat.type("Tell me\n")
-    while not toy.requests:
+    while not prompts(toy):
         time.sleep(0.01)
     time.sleep(0.3)
     chat.type("\x03")
@@ -209,8 +213,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(toy, tmp_path):
     toy.eos_token_ids = ",".join(map(str, range(EOS, 300)))
     chat.type("And?\n")
     chat.until("> ")
-    roles = [message["role"] for message in json.loads(read(toy, "messages")[1])]
-    assert roles == ["user", "assistant", "user"]
+    assert prompts(toy)[1].startswith("user: Tell me\nassistant:")
+    assert prompts(toy)[1].endswith("\nuser: And?\nassistant:")
     chat.type("\x04")
     assert chat.process.wait(10) == 0
     assert "Tell me" in (tmp_path / "gptport" / "chat_history").read_text()

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from toy_triton import NUMBERS
 
 DATATYPES = {
-    **dict.fromkeys(("text_input", "messages", "stop_words"), "BYTES"),
+    **dict.fromkeys(("text_input", "stop_words"), "BYTES"),
     **dict.fromkeys(("input_ids", "max_tokens", "top_k"), "INT32"),
     **dict.fromkeys(("temperature", "top_p"), "FP32"),
     "seed": "UINT64",

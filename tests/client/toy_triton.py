@@ -8,7 +8,6 @@ way (everything decoded at once, everything sorted), so that the client's own lo
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 import threading
 import time
@@ -86,8 +85,19 @@ def reference_token(logits: np.ndarray, temperature: float, top_k: int, top_p: f
     return next((token for token, cumulative in kept if cumulative > u * total), kept[-1][0])
 
 
+TEMPLATE = """{% for message in messages %}
+{% if message.role == 'tool' %}
+{{ raise_exception('there are no tools') }}
+{% endif %}
+{{ message.role }}: {{ message.content }}
+{% endfor %}
+{% if add_generation_prompt %}
+assistant:{% endif %}
+"""
+
+
 def render(messages: list[dict[str, str]]) -> str:
-    """The toy's chat template."""
+    """What the template makes of a conversation."""
     return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
 
 
@@ -101,7 +111,11 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.models = {"toy", "toy_step"}
         self.ready = True
         self.max_length = MAX_LENGTH
-        self.no_template = False
+        self.files = {
+            "tokenizer.json": "",  # see tokenizer_file
+            "tokenizer_config.json": '{"bos_token": null, "eos_token": {"content": "<eos>"}}',
+            "chat_template.jinja": TEMPLATE,
+        }
         self.delay = 0.0  # seconds before each token
         self.error_after: tuple[int, str] | None = None  # after so many pieces, this error_message
         self.separate_final = False  # the final flag in a response of its own
@@ -218,19 +232,21 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             if request.model_name not in self.models:
                 yield failure(f"Request for unknown model: '{request.model_name}' is not found")
             elif "file" in request.parameters:
-                yield text_response(request, self.tokenizer_file, (), "stop", 0, 0, final=True)
+                yield self._file(request)
             else:
                 yield from self._generate(request, context)
+
+    def _file(self, request):
+        name = request.parameters["file"].string_param
+        if name not in self.files:
+            return failure(f"this model has no {name}")
+        content = self.tokenizer_file if name == "tokenizer.json" else self.files[name].encode()
+        return text_response(request, content, (), "stop", 0, 0, final=True)
 
     def _generate(self, request, context):
         tensors = read_inputs(request)
         if "input_ids" in tensors:
             ids = tensors["input_ids"].tolist()
-        elif "messages" in tensors and self.no_template:
-            yield failure("messages cannot be used: the model has no chat template")
-            return
-        elif "messages" in tensors:
-            ids = self.tokenizer.encode(render(json.loads(tensors["messages"][0]))).ids
         else:
             ids = self.tokenizer.encode(tensors["text_input"][0].decode()).ids
         if len(ids) >= self.max_length:
