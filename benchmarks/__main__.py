@@ -4,67 +4,67 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from benchmarks import decode, export, nodes, process, profile, results
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.results import Result
 
+Run: TypeAlias = "Callable[[], Result | str]"
 AnyRace = TypeVar("AnyRace", decode.Race, export.Race)
 
 
 def main() -> int:
     """Run what was asked for; the exit code."""
     options = _parser().parse_args()
-    turns = options.turns or (2 if options.quick else 5)
-    try:
-        _COMMANDS[options.benchmark](options, turns)
-    except process.CommandFailedError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    options.turns = options.turns or (2 if options.quick else 5)
+    failed = 0
+    for run in _COMMANDS[options.benchmark](options):
+        try:
+            found = run()
+        except process.CommandFailedError as error:  # the others can still be measured
+            sys.stderr.write(f"{error}\n")
+            failed = 1
+            continue
+        page = found if isinstance(found, str) else results.section(results.write(found, options.threads))
+        sys.stdout.write(page + "\n")
+        sys.stdout.flush()
+    return failed
 
 
-def _decode(options: argparse.Namespace, turns: int) -> None:
+def _decode(options: argparse.Namespace) -> Iterator[Run]:
     for race in _chosen(decode.RACES, options):
         peers = [name for name in race.peers if options.peer is None or name in options.peer]
-        _finish(decode.run(race, peers, turns, options.threads), options)
+        yield partial(decode.run, race, peers, options.turns, options.threads)
 
 
-def _export(options: argparse.Namespace, turns: int) -> None:
+def _export(options: argparse.Namespace) -> Iterator[Run]:
     for race in _chosen(export.RACES, options):
         if not (race.large and options.quick):
-            _finish(export.run(race, turns, options.threads), options)
+            yield partial(export.run, race, options.turns, options.threads)
 
 
-def _nodes(options: argparse.Namespace, turns: int) -> None:  # noqa: ARG001
+def _nodes(options: argparse.Namespace) -> Iterator[Run]:
     for race in _chosen(nodes.compared(), options):
-        _finish(nodes.run(race, options.threads), options)
+        yield partial(nodes.run, race, options.threads)
 
 
-def _profile(options: argparse.Namespace, turns: int) -> None:  # noqa: ARG001
-    tables = [profile.table(race, options.threads) for race in _chosen(decode.RACES, options)]
-    path = results.FOLDER / "profile.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("# Where a decode step spends its time\n\n" + "\n".join(tables), encoding="utf-8")
-    sys.stdout.write("\n".join(tables))
+def _profile(options: argparse.Namespace) -> Iterator[Run]:
+    for race in _chosen(decode.RACES, options):
+        yield partial(profile.write, race, options.threads, results.FOLDER)
 
 
-def _all(options: argparse.Namespace, turns: int) -> None:
-    for run in (_decode, _export, _nodes, _profile):
-        run(options, turns)
+def _all(options: argparse.Namespace) -> Iterator[Run]:
+    for runs in (_decode, _export, _nodes, _profile):
+        yield from runs(options)
 
 
 def _chosen(races: Sequence[AnyRace], options: argparse.Namespace) -> list[AnyRace]:
     return [race for race in races if all(word in race.name for word in options.only)]
-
-
-def _finish(result: Result, options: argparse.Namespace) -> None:
-    sys.stdout.write(results.section(results.write(result, options.threads)) + "\n")
-    sys.stdout.flush()
 
 
 _COMMANDS = {"decode": _decode, "export": _export, "nodes": _nodes, "profile": _profile, "all": _all}

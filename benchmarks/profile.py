@@ -46,8 +46,8 @@ class Share:
     bytes: int
 
 
-def table(race: Race, threads: int) -> str:
-    """A Markdown table of the shares of a decode step, the largest first."""
+def write(race: Race, threads: int, folder: Path) -> str:
+    """Write a Markdown page of the shares of a decode step to `folder`, the largest first; returns it."""
     asked = job(race, OURS, threads)
     prepare(asked, OURS)
     path, out = asked.folder.with_name("profile.job.json"), asked.folder.with_name("profile.json")
@@ -55,7 +55,10 @@ def table(race: Race, threads: int) -> str:
     command = [sys.executable, "-m", "benchmarks.profile", str(path), str(out)]
     process.run(command, CACHE / "logs" / "profile.log", {"PYTHONPATH": str(ROOT)})
     found = json.loads(out.read_text(encoding="utf-8"))
-    return render(race.name, found["step"], [Share(**item) for item in found["shares"]])
+    page = render(race.name, found["step"], [Share(**item) for item in found["shares"]])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{race.name.replace('decode', 'profile', 1)}.md").write_text(page, encoding="utf-8")
+    return page
 
 
 def render(name: str, step: float, shares: list[Share]) -> str:
@@ -69,7 +72,7 @@ def render(name: str, step: float, shares: list[Share]) -> str:
     between = step - sum(share.microseconds for share in shares)
     return "\n".join(
         [
-            f"## {name}: {step / 1000:.2f} ms a step",
+            f"# {name}: {step / 1000:.2f} ms a step",
             "",
             "| operator | weight | nodes | µs | share | GB/s |",
             "|---|---|---|---|---|---|",
