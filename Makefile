@@ -12,7 +12,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo bench-export architectures check format-check lint types unit test e2e format constraints clean
+.PHONY: help setup demo bench-export architectures kill-exports check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ architectures: $(STAMP) ## export a small model of every architecture; writes do
 bench-export: $(STAMP) ## measure decoding and exporting against peers; about an hour, BENCH=--quick for less
 	@$(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	@TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(BIN)/python -m benchmarks all $(BENCH)
+
+kill-exports: $(STAMP) ## kill 30 exports at random moments; each time the repository must still load
+	@KILLS=30 $(BIN)/pytest -q -s tests/exporter/test_killed.py
 
 format: $(STAMP) ## format the code, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
