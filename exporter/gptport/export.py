@@ -21,6 +21,7 @@ from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, T
 from .packed import block_size
 from .precision import Quantization
 from .reference import evaluation_text, reference
+from .versions import served
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,6 +95,8 @@ def export(
     """
     return_large_blocks()
     name = repositories.checked_name(name)
+    for model in (name, name + repositories.STEP_SUFFIX):
+        served(repository / model)  # a configuration that cannot be read is said before the work
     length = _max_length(checkpoint, max_length)
     serving = serving or triton_config.Serving()
     serving.check(precision.dtype_name)

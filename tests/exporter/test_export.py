@@ -172,6 +172,17 @@ def test_older_versions_go_where_only_some_are_to_be_kept(gpt2, export_to, tmp_p
     assert {path.name for path in (tmp_path / "gpt2").iterdir()} == {"2", "3", "config.pbtxt", "warmup"}
 
 
+def test_a_configuration_that_cannot_be_read_is_said_before_the_work(gpt2, export_to, tmp_path):
+    export_to(gpt2, tmp_path)
+    (tmp_path / "gpt2_step" / "config.pbtxt").write_text("no such field: 1")
+    before = files_of(tmp_path)
+    with pytest.raises(
+        RepositoryError, match=r"gpt2_step/config\.pbtxt cannot be read as a model configuration"
+    ):
+        export_to(gpt2, tmp_path)
+    assert files_of(tmp_path) == before
+
+
 def test_the_same_checkpoint_gives_the_same_bytes(checkpoint, exported, export_to, tmp_path):
     first = exported(checkpoint).folders[checkpoint.name]
     second = export_to(checkpoint, tmp_path).folders[checkpoint.name]
