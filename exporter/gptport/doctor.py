@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx
 import psutil
+from rich.filesize import decimal
 
 from . import images, integrity, manifest, server, triton_config, versions
 from .repository import STEP_SUFFIX
@@ -192,11 +193,11 @@ def _memory(model: _Model, machine: Machine) -> _Found:
     )
     count = model.config.instance_group[0].count
     needed = count * (weights + slots * sequence)
-    parts = f"{weights / 1e9:.2f} GB weights + {slots} sequences × {sequence / 1e9:.3f} GB KV cache"
-    said = f"{needed / 1e9:.2f} GB: {count} × ({parts})"
+    parts = f"{decimal(weights)} weights + {slots} sequences × {decimal(sequence)} KV cache"
+    said = f"{decimal(needed)}: {count} × ({parts})"
     there = machine.memory
     if there is None and model.kind == "KIND_CPU":
         there = psutil.virtual_memory().total
     if there is None:
         return "memory", "unknown", f"{said}; give the GPU's with --memory"
-    return "memory", "ok" if needed <= there else "problem", f"{said}; {there / 1e9:.2f} GB are there"
+    return "memory", "ok" if needed <= there else "problem", f"{said}; {decimal(there)} are there"

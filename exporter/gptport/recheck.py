@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import locate, manifest, precision, verify
-from .checkpoint import located
+from . import manifest, precision, verify
 from .errors import VerificationError
 from .reference import evaluation_text, reference
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .checkpoint import Checkpoint
     from .console import Steps
+    from .manifest import Manifest
+    from .precision import Precision
+
+_SLACK = 0.001  # of the perplexity: another processor rounds otherwise
 
 
-def recheck(folder: Path, checkpoint: str, steps: Steps) -> verify.Parity:
+def recheck(
+    folder: Path, checkpoint: Checkpoint, steps: Steps, evaluation: Path | None = None
+) -> verify.Parity:
     """How close the graph in a version folder is to the checkpoint.
+
+    Args:
+        folder: of the version.
+        checkpoint: what it was made from.
+        steps: shows what is done.
+        evaluation: the text that the export was compared on; None for ours.
 
     Raises:
         VerificationError: it is not as close as its precision wants, or the model was made from another checkpoint.
-        CheckpointError: the checkpoint cannot be read.
     """
     known = manifest.read(folder)
-    location = locate.locate(checkpoint)
-    source = located(location)
-    with steps.step("Running the checkpoint in torch"):
-        tokenizer = (folder / "tokenizer.json").read_bytes()
-        expected = reference(source, tokenizer, known.max_length, evaluation_text(None))
-    sha256 = location.sha256.result()
+    text = evaluation_text(evaluation)
+    sha256 = checkpoint.sha256.result()
     if sha256 != known.source["sha256"]:
         raise VerificationError(
-            f"{checkpoint} is not the checkpoint that {folder} was made from: its sha256 is {sha256}, "
+            f"{checkpoint.directory} is not the checkpoint that {folder} was made from: its sha256 is {sha256}, "
             f"the manifest says {known.source['sha256']}"
         )
+    with steps.step("Running the checkpoint in torch"):
+        tokenizer = (folder / "tokenizer.json").read_bytes()
+        expected = reference(checkpoint, tokenizer, known.max_length, text)
     with steps.step("Comparing the graph with it"):
-        return verify.verify(folder, known, expected, precision.by_name(known.precision))
+        return verify.verify(folder, known, expected, allowed(known))
+
+
+def allowed(known: Manifest) -> Precision:
+    """What the precision allows, or what this export was allowed: it may have been more."""
+    usual = precision.by_name(known.precision)
+    then = known.verification["perplexity"] / known.verification["checkpoint_perplexity"] - 1
+    return replace(usual, max_perplexity_increase=max(usual.max_perplexity_increase, then + _SLACK))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
+from dataclasses import replace
 
 import pytest
 
-from gptport import cli
+from gptport import cli, recheck
 
 
 @pytest.fixture
@@ -65,6 +66,15 @@ def test_with_the_checkpoint_the_logits_are_compared_again(model, gpt2, capsys):
     assert code == 0
     assert "logits differ by at most" in out
     assert "the same token at 100.0% of" in out
+
+
+def test_an_export_that_was_allowed_a_worse_perplexity_is_allowed_it_again(gpt2, exported):
+    known = exported(gpt2).manifest
+    worse = replace(
+        known, verification={**known.verification, "perplexity": 20.0, "checkpoint_perplexity": 10.0}
+    )
+    assert recheck.allowed(worse).max_perplexity_increase == pytest.approx(1.001)
+    assert recheck.allowed(known).max_perplexity_increase == pytest.approx(0.001, abs=1e-3)
 
 
 def test_another_checkpoint_is_not_the_one(model, gpt2, copy, change_config, capsys):

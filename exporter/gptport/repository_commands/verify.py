@@ -24,6 +24,20 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint", metavar="CHECKPOINT", help="compare the graph with it again, as an export does"
     )
+    command.add_argument(
+        "--evaluation-text",
+        type=Path,
+        metavar="FILE",
+        help="that the export was compared on, if it was one of yours",
+    )
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights, which can run any code their author wrote",
+    )
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,16 +52,20 @@ def run(options: argparse.Namespace) -> int:
         return 1
     put(f"{folder}: {len(known.files)} files are as they were written")
     if options.checkpoint is not None:
-        _compare(folder, options.checkpoint)
+        _compare(folder, options)
     return 0
 
 
-def _compare(folder: Path, checkpoint: str) -> None:
-    from .. import console, recheck
+def _compare(folder: Path, options: argparse.Namespace) -> None:
+    from .. import locate
+
+    location = locate.locate(options.checkpoint, allow_pickle=options.allow_pickle)
+    from .. import checkpoint, console, recheck
 
     console.quiet_transformers()
+    source = checkpoint.located(location, trust_remote_code=options.trust_remote_code)
     with console.Steps() as steps:
-        parity = recheck.recheck(folder, checkpoint, steps)
+        parity = recheck.recheck(folder, source, steps, options.evaluation_text)
     put(
         f"logits differ by at most {parity.max_abs_logit_difference:.2g}, of logits up to {parity.max_abs_logit:.3g}; "
         f"the same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions; "
