@@ -7,6 +7,7 @@ with Client("localhost:8001", model="smollm2") as client:
 """
 
 from gptport_client._async_client import AsyncClient
+from gptport_client._beam_search import Beam
 from gptport_client._client import Client
 from gptport_client._core import Loop
 from gptport_client._endpoint import TLS
@@ -43,6 +44,7 @@ __all__ = [
     "AsyncSession",
     "AsyncStream",
     "AsyncTransport",
+    "Beam",
     "Call",
     "Cancelled",
     "Chunk",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
+from gptport_client._beam_search import Beam, BeamOptions
 from gptport_client._core import Asked, Core, Loop
 from gptport_client._endpoint import TLS, Endpoint, read_endpoint
 from gptport_client._flow import run_async
@@ -150,6 +151,20 @@ class AsyncClient:
             concurrency,
             Progress(prompts, shown=progress),
         )
+
+    async def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        beams: int = 4,
+        max_tokens: int = 256,
+        length_penalty: float = 1.0,
+        processors: Sequence[Processor] = (),
+        timeout: float | None = None,
+    ) -> tuple[Beam, ...]:
+        """See `Client.beam_search`."""
+        options = BeamOptions(beams, max_tokens, length_penalty)
+        return await run_async(self._core.beam_search(prompt, options, processors, timeout))
 
     async def model_config(self) -> ModelConfig:
         """See `Client.model_config`."""

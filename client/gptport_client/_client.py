@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
+from gptport_client._beam_search import Beam, BeamOptions
 from gptport_client._core import Asked, Core, Loop
 from gptport_client._endpoint import TLS, Endpoint, read_endpoint
 from gptport_client._flow import run
@@ -198,6 +199,27 @@ class Client:
             concurrency,
             Progress(prompts, shown=progress),
         )
+
+    def beam_search(
+        self,
+        prompt: Prompt,
+        *,
+        beams: int = 4,
+        max_tokens: int = 256,
+        length_penalty: float = 1.0,
+        processors: Sequence[Processor] = (),
+        timeout: float | None = None,
+    ) -> tuple[Beam, ...]:
+        """The likeliest continuations of a prompt that beam search finds over the step model, best first.
+
+        Args:
+            prompt, processors, timeout: as for `generate`.
+            beams: continuations kept at a time, and at most given; each is a sequence on the server, 1 to 64.
+            max_tokens: most new tokens.
+            length_penalty: continuations are compared by log-probability / length ** length_penalty.
+        """
+        options = BeamOptions(beams, max_tokens, length_penalty)
+        return run(self._core.beam_search(prompt, options, processors, timeout))
 
     def model_config(self) -> ModelConfig:
         """What the model's configuration says: its length, its vocabulary and the tokens that end a text."""

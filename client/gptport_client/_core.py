@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from gptport_client._beam_search import Beam, BeamOptions, BeamSearch
 from gptport_client._chat import ChatAnswer, Chats
 from gptport_client._client_loop import ClientAnswer
 from gptport_client._deadline import Deadline
@@ -19,11 +20,13 @@ from gptport_client._model import ModelConfig, ModelInfo, step_model
 from gptport_client._params import SamplingParams, check_text, check_timeout, sampling_params
 from gptport_client._processors import Processor, check_processors
 from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
-from gptport_client._score import Score, logprob
+from gptport_client._sampling import log_softmax
+from gptport_client._score import Score
 from gptport_client._sequence import StepSequence
 from gptport_client._served import ASK_TIMEOUT, ServedModel
 from gptport_client._server_loop import ServerAnswer
 from gptport_client._session import SessionFlows
+from gptport_client._text import whole_text
 from gptport_client._tokenizer import TokenizerCache, read_tokenizer
 from gptport_client._tokenizer_source import TokenizerSource
 from gptport_client._wire import text_request
@@ -127,6 +130,18 @@ class Core:
         """A sequence on the step model."""
         return SessionFlows(self._model, _request_id())
 
+    def beam_search(
+        self,
+        prompt: Prompt,
+        options: BeamOptions,
+        processors: Sequence[Processor],
+        timeout: float | None,
+    ) -> Flow[tuple[Beam, ...]]:
+        """The likeliest continuations of a prompt."""
+        checked, callables = check_prompt(prompt), check_processors(processors)
+        check_timeout(timeout)
+        return self._beam_search(checked, options, callables, Deadline(timeout), _request_id())
+
     def score(self, text: Prompt, timeout: float | None) -> Flow[Score]:
         """How likely a text is."""
         checked = check_prompt(text)
@@ -166,6 +181,29 @@ class Core:
         request = text_request(self._model.name, request_id, prompt, asked.params, stream=True)
         return ServerAnswer(self._model, request, deadline)
 
+    def _beam_search(
+        self,
+        prompt: CheckedPrompt,
+        options: BeamOptions,
+        processors: Sequence[Processor],
+        deadline: Deadline,
+        request_id: str,
+    ) -> Flow[tuple[Beam, ...]]:
+        config = yield from self._model.step_config(deadline, request_id)
+        tokenizer = yield from self._tokenizers.get(config, deadline, request_id)
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        search = BeamSearch(self.transport, config, ids, options, processors, deadline, request_id)
+        found = yield from search.run()
+        return tuple(
+            Beam(
+                whole_text(tokenizer, ids, each.token_ids),
+                each.token_ids,
+                each.logprob,
+                "stop" if each.ended else "length",
+            )
+            for each in found
+        )
+
     def _score(self, text: str | tuple[int, ...], deadline: Deadline, request_id: str) -> Flow[Score]:
         config = yield from self._model.step_config(deadline, request_id)
         tokenizer = yield from self._tokenizers.get(config, deadline, request_id)
@@ -180,7 +218,7 @@ class Core:
             for token, following in pairwise(ids):
                 end = len(logprobs) + 2 == len(ids)
                 logits = yield from sequence.append((token,), deadline, end=end)
-                logprobs.append(logprob(logits, following))
+                logprobs.append(float(log_softmax(logits)[following]))
         finally:
             sequence.end()
         return Score(ids, tuple(logprobs))

@@ -42,7 +42,7 @@ class Generation:
         model: ModelConfig,
         tokenizer: Tokenizer,
     ) -> None:
-        _check_prompt(prompt, model)
+        check_prompt_ids(prompt, model)
         self.pending = prompt
         self.finished = False
         self._ids = list(prompt)
@@ -87,7 +87,8 @@ class Generation:
         return Chunk(text, ids, reason, Usage(self._prompt_tokens, self._tokens) if reason else None)
 
 
-def _check_prompt(prompt: tuple[int, ...], model: ModelConfig) -> None:
+def check_prompt_ids(prompt: tuple[int, ...], model: ModelConfig) -> None:
+    """Raise InvalidRequest unless `prompt` fits into the model and has only ids that it knows."""
     if not prompt:
         raise InvalidRequest("prompt has no tokens after tokenizing; give a longer text")
     if len(prompt) >= model.max_length:

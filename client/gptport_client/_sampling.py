@@ -83,3 +83,10 @@ def likeliest(scaled: Logits, count: int) -> NDArray[np.int64]:
 def _position(cumulative: NDArray[np.float64], top_p: float, u: float) -> int:
     last = min(int(np.searchsorted(cumulative, top_p)), cumulative.size - 1)
     return min(int(np.searchsorted(cumulative, u * cumulative[last], side="right")), last)
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """The log-probability of each token by `logits [vocab]`, computed in float64."""
+    wide = logits.astype(np.float64) - float(logits.max())
+    result: NDArray[np.float64] = wide - np.log(np.exp(wide).sum())
+    return result

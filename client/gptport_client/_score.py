@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from gptport_client._sampling import Logits
 
 
 @dataclass(frozen=True)
@@ -33,10 +27,3 @@ class Score:
     def perplexity(self) -> float:
         """exp of the mean negative log-probability."""
         return math.exp(-self.logprob / len(self.logprobs))
-
-
-def logprob(logits: Logits, token: int) -> float:
-    """The log-probability of `token` by `logits [vocab]`, computed in float64."""
-    wide = logits.astype(np.float64)
-    top = wide.max()
-    return float(wide[token] - top - np.log(np.exp(wide - top).sum()))

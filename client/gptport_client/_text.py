@@ -62,6 +62,12 @@ class Detokenizer:
             self._window, self._shown = window, text
 
 
+def whole_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of `ids` behind `prompt`."""
+    detokenizer = Detokenizer(tokenizer, prompt)
+    return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+
+
 class StopFilter:
     """Passes text on up to the first stop string; holds back what may still become one."""
 

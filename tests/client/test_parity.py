@@ -42,6 +42,8 @@ QUESTIONS = {
     "chat of nobody": lambda client: client.chat([]),
     "many": lambda client: client.generate_many([PROMPT, "", [5]], max_tokens=3),
     "many here": lambda client: client.generate_many([PROMPT, [5]], loop="client", max_tokens=3),
+    "beam search": lambda client: client.beam_search(PROMPT, beams=2, max_tokens=3),
+    "no beams": lambda client: client.beam_search(PROMPT, beams=0),
     "score": lambda client: client.score(PROMPT),
     "score of one token": lambda client: client.score([5]),
     "metrics": lambda client: client.metrics(),

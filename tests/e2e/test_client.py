@@ -116,6 +116,21 @@ def test_a_score_is_that_of_transformers(both, checkpoints):
     np.testing.assert_allclose(score.logprobs, expected.numpy(), atol=1e-3)
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_beam_search_finds_what_transformers_finds(both, checkpoints, length_penalty):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompt = "The quick brown fox"
+    ids = both.tokenize(prompt)
+    model = AutoModelForCausalLM.from_pretrained(checkpoints[MODEL], dtype=torch.float32)
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "do_sample": False}
+    with torch.no_grad():
+        expected = model.generate(torch.tensor([ids]), length_penalty=length_penalty, **options)
+    found = both.beam_search(prompt, beams=3, max_tokens=8, length_penalty=length_penalty)
+    assert [list(beam.token_ids) for beam in found] == expected[:, len(ids) :].tolist()
+
+
 def test_many_prompts(both, reference):
     outcomes = both.generate_many(PROMPTS, max_tokens=NEW_TOKENS, concurrency=4)
     assert {outcome.prompt: list(outcome.result.token_ids) for outcome in outcomes} == reference[MODEL]

@@ -1,0 +1,87 @@
+"""docs/client.md is true: each example runs, each command line is one, and a user's type checker finds the types."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gptport.arguments import parser
+from gptport_client import _errors
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "client.md").read_text()
+
+
+def blocks(language):
+    """The page's code blocks."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def gateway(toy):
+    """The port of a gateway in front of the toy."""
+    uvicorn = pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    from gptport_gateway import Keys, application
+
+    server = uvicorn.Server(uvicorn.Config(application(toy.url, Keys()), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("example", blocks("python"), ids=itertools.count())
+def test_an_example_runs(request, toy, example, capsys):
+    toy.max_length = 512
+    if "localhost:8080" in example:
+        pytest.importorskip("openai")
+        example = example.replace("localhost:8080", f"127.0.0.1:{request.getfixturevalue('gateway')}")
+    example = example.replace("localhost:8001", toy.url).replace('"smollm2"', '"toy"')
+    exec(compile(example, "docs/client.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines()])
+def test_a_command_line_is_one(line):
+    command, *arguments = shlex.split(line)
+    assert command == "gptport"
+    parser().parse_args(arguments)
+
+
+def test_every_error_is_in_the_table():
+    drawn = set(re.findall(r"[├└]── (\w+)", _errors.__doc__))
+    assert drawn <= set(re.findall(r"`(\w+)`", PAGE))
+
+
+SCRIPT = """
+from gptport_client import Client, Result, SamplingParams, from_transformers
+
+with Client("localhost:8001", model="smollm2") as client:
+    result: Result = client.generate("Hello", SamplingParams(top_k=5), max_tokens=4, temperature=0.5)
+    reveal_type(result.finish_reason)
+    reveal_type([chunk.text for chunk in client.stream("Hello")])
+    client.generate("Hello", max_token=4)
+    client.generate("Hello", temperature="hot")
+"""
+
+
+def test_a_users_type_checker_finds_the_types(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "script.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+    assert "Literal['stop'] | Literal['length']" in said
+    assert "list[str]" in said
+    errors = re.findall(r"script.py:(\d+): error: (.*)", said)
+    assert [int(line) for line, _ in errors] == [8, 9], said
