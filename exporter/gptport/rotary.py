@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,8 @@ def tables(meta: nn.Module, path: str, length: int) -> tuple[torch.Tensor, torch
     """
     name, _, kind = path.partition(":")
     module: Any = meta.get_submodule(name)
+    if hasattr(module, _BUFFER):
+        return _from_buffer(module, length)
     scaling = module.rope_type if isinstance(getattr(module, "rope_type", None), str) else "default"
     if scaling in ("dynamic", "longrope"):
         raise UnsupportedModel(
@@ -56,6 +60,53 @@ def tables(meta: nn.Module, path: str, length: int) -> tuple[torch.Tensor, torch
         ):
             return cos[0, :, first], sin[0, :, first]
     raise UnsupportedModel(f"{name} gives the two axes of a pair different angles")
+
+
+_BUFFER = "embed_positions"
+"""Where models that look their angles up keep them: sines and cosines, [positions, 2 · pairs]."""
+
+
+def looked_up_in(model: nn.Module) -> tuple[str, int] | None:
+    """Path of the first module with a buffer of sines and cosines, and how many pairs of a head it has angles for."""
+    for path, module in model.named_modules():
+        buffer = dict(module.named_buffers(recurse=False)).get(_BUFFER)
+        if buffer is not None:
+            return path, buffer.shape[1] // 2
+    return None
+
+
+def looked_up(x: torch.Tensor, table: torch.Tensor | None) -> torch.Tensor:
+    """`operators.rotary` of neighbours, of x [B,S,H,D]."""
+    if table is None:
+        raise UnsupportedModel("the model rotates by angles that gptport cannot find")
+    return operators.rotary(x.transpose(1, 2), table, interleaved=True).transpose(1, 2)
+
+
+def _from_buffer(module: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, each float32 [length, pairs], by the function that the model's source fills the buffer with."""
+    positions, width = getattr(module, _BUFFER).shape
+    make = getattr(sys.modules[type(module).__module__], "create_sinusoidal_positions", None)
+    if make is None or length > positions:
+        raise UnsupportedModel(
+            f"{type(module).__name__} has no angles for {length} positions that can be made"
+        )
+    with torch.device("cpu"):
+        sin, cos = make(positions, width).float()[:length].chunk(2, -1)
+    return cos, sin
+
+
+def takes_one_tensor(apply: Callable[..., Any]) -> bool:
+    """Whether a model's function rotates query and key one by one: (tensor, sin, cos)."""
+    return list(inspect.signature(apply).parameters)[1:3] == ["sin", "cos"]
+
+
+def check_neighbours(apply: Callable[..., Any]) -> None:
+    """UnsupportedModel if such a function rotates anything else than pairs that lie side by side."""
+    generator = torch.Generator().manual_seed(0)
+    x, angles = torch.randn(1, 3, 2, 8, generator=generator), torch.randn(1, 3, 4, generator=generator)
+    expected = _rotated(x.transpose(1, 2), angles, interleaved=True).transpose(1, 2)
+    if not torch.allclose(apply(x, angles.sin(), angles.cos()), expected, atol=1e-6):
+        raise UnsupportedModel(f"{apply.__module__}.apply_rotary_pos_emb rotates no neighbours")
 
 
 def embedding(path: str, meta: nn.Module) -> Callable[..., Any]:

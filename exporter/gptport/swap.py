@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -20,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import operators, recording, rotary
+from . import operators, own_attention, recording, rotary
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -55,15 +56,20 @@ class Call:
     """What the attention of one traced call needs and models don't hand through, and what it gives back.
 
     Attributes:
-        seqlens_k: as in the graph.
+        seqlens_k, position_ids: as in the graph.
         past: keys and values of each layer.
+        layer: whose keys and values were given to the cache last.
+        table: the rotary angles of a model that looks them up in a buffer.
         windows: id of a mask → how many tokens it lets each one attend to.
         masks: those masks, kept so that their ids stay theirs.
         present: layer → its keys and values afterwards.
     """
 
     seqlens_k: torch.Tensor
+    position_ids: torch.Tensor
     past: list[tuple[torch.Tensor, torch.Tensor]]
+    layer: int = -1
+    table: torch.Tensor | None = None
     windows: dict[int, int] = field(default_factory=dict)
     masks: list[torch.Tensor] = field(default_factory=list)
     present: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
@@ -78,8 +84,11 @@ class PassThroughCache(Cache):
     def __init__(self) -> None:
         self.layers = []
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> Any:
         """The new keys and values, unchanged."""
+        _calls[-1].layer = layer_idx
         return key_states, value_states
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
@@ -114,18 +123,29 @@ def _attention(
         raise UnsupportedModel(
             f"the attention of {type(module).__name__} takes {', '.join(given)}, which gptport cannot lower yet"
         )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(call, layer, (query, key, value), scale, window, softcap or 0.0), None
+
+
+def attend(
+    call: Call,
+    layer: int,
+    new: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    scale: float,
+    window: int,
+    softcap: float = 0.0,
+) -> torch.Tensor:
+    """The attention operator on the new queries, keys and values [B,H,S,D] of a layer and its cache; [B,S,H,D]."""
     out, *present = operators.attention(
-        query,
-        key,
-        value,
-        *call.past[layer],
-        call.seqlens_k,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=window,
-        softcap=softcap or 0.0,
+        *new, *call.past[layer], call.seqlens_k, scale=scale, window=window, softcap=softcap
     )
     call.present[layer] = (present[0], present[1])
-    return out, None
+    return out
+
+
+def current() -> Call:
+    """The call that is traced."""
+    return _calls[-1]
 
 
 def _mask(
@@ -183,16 +203,28 @@ def swapped(model: nn.Module, meta: nn.Module) -> Iterator[None]:
         model: the model under trace; its parameters are fake.
         meta: the same model without memory, whose modules are made real one by one and asked what they compute.
     """
+    buffered = cache(lambda: own_attention.with_buffers(meta.config))  # type: ignore[arg-type]
     with ExitStack() as stack:
         for path, module in model.named_modules():
             forward = _replacement(path, module, meta)
             if forward is not None:
                 stack.enter_context(patch.object(module, "forward", forward))
+            attention = own_attention.replacement(path, module, buffered)
+            if attention is not None:
+                stack.enter_context(patch.object(module, own_attention.METHOD, attention))
         source = sys.modules[type(model).__module__]
         if hasattr(source, "apply_rotary_pos_emb"):
-            apply = rotary.application(interleaved=rotary.is_interleaved(source.apply_rotary_pos_emb))
-            stack.enter_context(patch.object(source, "apply_rotary_pos_emb", apply))
+            stack.enter_context(
+                patch.object(source, "apply_rotary_pos_emb", _rotation(source.apply_rotary_pos_emb))
+            )
         yield
+
+
+def _rotation(apply: Callable[..., Any]) -> Callable[..., Any]:
+    if rotary.takes_one_tensor(apply):
+        rotary.check_neighbours(apply)
+        return lambda x, *_: rotary.looked_up(x, current().table)
+    return rotary.application(interleaved=rotary.is_interleaved(apply))
 
 
 def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[..., Any] | None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from . import operators, recording, rotary, swap, weights
+from . import operators, own_attention, recording, rotary, swap, weights
 from .aten import DTYPES, Translator, symbolic_shape
 from .errors import GptportError, UnsupportedModel
 
@@ -96,7 +96,7 @@ def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> Pre
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     config.pad_token_id = None  # models look for padding among the ids, and there are no ids
-    with torch.device("meta"):
+    with own_attention.classes_known(config), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             attn_implementation=swap.ATTENTION,
@@ -113,7 +113,7 @@ def _record(
 ) -> tuple[recording.Recording, _Tensors]:
     inputs = _inputs(spec, layers, model.dtype, run)
     ids, positions, seqlens_k, *cache = inputs.values()
-    call = swap.Call(seqlens_k, list(zip(cache[::2], cache[1::2], strict=True)))
+    call = swap.Call(seqlens_k, positions, list(zip(cache[::2], cache[1::2], strict=True)))
     recorder = recording.Recorder()
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(
@@ -127,6 +127,10 @@ def _record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(swap.calling(call))
         recorded = stack.enter_context(recorder.recording_of(model))
+        looked_up = rotary.looked_up_in(model)
+        if looked_up:
+            path, pairs = looked_up
+            call.table = operators.rotary_table(cache[0], positions, path, 2 * pairs)
         output = model(
             input_ids=ids, position_ids=positions, past_key_values=swap.PassThroughCache(), use_cache=True
         )

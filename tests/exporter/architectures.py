@@ -48,6 +48,8 @@ _SMALL = {
 }
 _OF_ITS_OWN = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "gptj": {"rotary_dim": 16},
+    "codegen": {"rotary_dim": 16},
     "gpt_neox": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
     },

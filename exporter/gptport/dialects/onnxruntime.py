@@ -129,6 +129,7 @@ _LOWERINGS: dict[str, Callable[[ir.Graph, ir.Node], ir.Value]] = {
 PASSES = (
     cancel_views,
     fold_partial_rotary,
+    cancel_views,
     pack_projections,
     fuse_attention,
     cancel_views,

@@ -1,4 +1,4 @@
-"""Reshapes, slices and casts that give back what they were given.
+"""Reshapes, slices, casts and pairs of transpositions that give back what they were given.
 
 `Reshape(Reshape(x))` of x's own shape is x; a slice of everything is the whole; so is a cast to the same type. Shapes are
 compared symbolically: equal names of symbolic dimensions are equal lengths.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import replace_value
+from . import is_op, producer, replace_value
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,8 +22,8 @@ def cancel_views(graph: ir.Graph, context: Context) -> int:  # noqa: ARG001
     """Replace each view that changes nothing by what it views."""
     changed = 0
     for node in graph:
-        if node.domain == "" and node.op_type in _VIEWS:
-            source = _source(node)
+        if node.domain == "" and node.op_type in (*_VIEWS, "Transpose"):
+            source = _untransposed(node) if node.op_type == "Transpose" else _source(node)
             if source is not None:
                 replace_value(node.outputs[0], source)
                 changed += 1
@@ -36,8 +36,17 @@ def _source(node: ir.Node) -> ir.Value | None:
     while value is not None:
         if value.shape is not None and value.shape == output.shape and value.dtype == output.dtype:
             return value
-        producer = value.producer()
-        if node.op_type != "Reshape" or producer is None or producer.op_type != "Reshape":
+        before = producer(value)
+        if node.op_type != "Reshape" or before is None or before.op_type != "Reshape":
             return None
-        value = producer.inputs[0]
+        value = before.inputs[0]
     return None
+
+
+def _untransposed(node: ir.Node) -> ir.Value | None:
+    """What a transposition of a transposition gives back."""
+    before = producer(node.inputs[0])
+    if before is None or not is_op(before, "Transpose"):
+        return None
+    first, second = (each.attributes.get_ints("perm") for each in (before, node))
+    return before.inputs[0] if [first[axis] for axis in second] == sorted(first) else None
