@@ -109,7 +109,8 @@ class Translator:
                 f"{call.scope} computes with a length that is neither the batch nor the sequence ({dim.name})"
             )
         axis = _INPUT_AXES[dim.name]
-        return self.op(call, "Shape", self.graph.inputs[0], start=axis, end=axis + 1)[0]
+        found = self.op(call, "Shape", self.graph.inputs[0], start=axis, end=axis + 1)[0]
+        return found if dim.times == 1 else self.op(call, "Mul", found, constant(self.graph, [dim.times]))[0]
 
     def shape(self, ref: Ref) -> tuple[int | Size, ...]:
         """The shape of a tensor."""
@@ -137,7 +138,11 @@ class Translator:
 
 def symbolic_shape(shape: tuple[int | Size, ...]) -> ir.Shape:
     """As ONNX says it, sizes by name."""
-    return ir.Shape([dim.name if isinstance(dim, Size) else dim for dim in shape])
+    return ir.Shape([_label(dim) if isinstance(dim, Size) else dim for dim in shape])
+
+
+def _label(size: Size) -> str:
+    return size.name if size.times == 1 else f"{size.times}*{size.name}"
 
 
 def _elementwise(op_type: str) -> Callable[[Translator, Call], list[ir.Value]]:
@@ -213,6 +218,20 @@ def _embedding(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Gather", weight, ids, axis=0)
 
 
+def _broadcast(t: Translator, call: Call) -> list[ir.Value]:
+    x, before, after = t.value(call.arguments[0]), t.shape(call.arguments[0]), t.shape(call.results[0])
+    wanted = [
+        constant(t.graph, [1]) if i >= 0 and before[i] == dim else t.length(call, dim)
+        for i, dim in enumerate(after, len(before) - len(after))
+    ]
+    return t.op(call, "Expand", x, t.op(call, "Concat", *wanted, axis=0)[0])
+
+
+def _index_select(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis, index = call.arguments
+    return t.op(call, "Gather", t.value(x), t.value(index), axis=axis)
+
+
 def _concat(t: Translator, call: Call) -> list[ir.Value]:
     tensors, axis = (*call.arguments, 0)[:2]
     return t.op(call, "Concat", *(t.operand(call, each) for each in tensors), axis=axis)
@@ -276,6 +295,8 @@ TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::detach": _same,
     "aten::div.Tensor": _elementwise("Div"),
     "aten::embedding": _embedding,
+    "aten::expand": _broadcast,
+    "aten::index_select": _index_select,
     "aten::mean.dim": _mean,
     "aten::mul.Tensor": _elementwise("Mul"),
     "aten::native_layer_norm": _layer_norm,

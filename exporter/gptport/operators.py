@@ -39,6 +39,7 @@ def attention(
     scale: float,
     window: int,
     softcap: float,
+    slopes: tuple[float, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal attention over the cache and the new tokens, which are written into the cache at their positions.
 
@@ -46,11 +47,17 @@ def attention(
         query, key, value, past_key, past_value, seqlens_k: as in the table above; seqlens_k is [B].
         scale: of the products of query and key.
         window: the most tokens that one attends to, itself included; 0 for all.
+        slopes: of ALiBi, one for each head: slope · j is added to the score of the key at position j; () for none.
         softcap: the scores s become softcap · tanh(s / softcap); 0 for none.
     """
     batch, heads, sequence, head_dim = query.shape
     inputs = [query, key, value, past_key, past_value, seqlens_k]
-    attributes = {"scale": scale, "window": window, "softcap": softcap}
+    attributes = {
+        "scale": scale,
+        "window": window,
+        "softcap": softcap,
+        **({"slopes": slopes} if slopes else {}),
+    }
     shapes = (batch, sequence, heads, head_dim), past_key.shape, past_value.shape
     out, present_key, present_value = emit("gptport::Attention", inputs, attributes, *shapes)
     return out, present_key, present_value

@@ -1,92 +1,269 @@
-"""Attention that a model computes itself, in a method `_attn(query, key, value, attention_mask)`, outside of transformers' interface.
+"""Attention that a model writes out itself, outside of transformers' interface: softmax(q·kᵀ · scale + bias) · v.
 
-What the method computes is found out by calling it: its second result, the weights, tells which keys a query sees and by which
-scale the scores were multiplied.
+What the model does between its cache and the product with the values is followed symbolically: the keys and values that its
+What the model does between its cache and the product with the values is followed symbolically: the keys and values that its
+keys gives marked scores, which remember their query, scale and bias; the product of their softmax with marked values is the
+attention operator. Whatever is done to them that is not understood is refused by name.
 """
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from . import recording, swap
+from . import recording
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
     from transformers import PretrainedConfig
 
-METHOD = "_attn"
 
+@dataclass(frozen=True)
+class Mark:
+    """What a marked tensor stands for.
 
-def replacement(path: str, module: nn.Module, buffered: Callable[[], nn.Module]) -> Callable[..., Any] | None:
-    """What stands for the method while a model is traced; None if the module has no such method.
-
-    Args:
-        path: of the module.
-        module: the one that is traced.
-        buffered: gives the model with its buffers in memory.
+    Attributes:
+        kind: `key`, `value`, `scores`, `weights`, `mask` or `alibi`.
+        original: of keys and values: the tensor [B,K,S,D] that the cache was given.
+        query: of scores and weights: [B,H,S,D], or [B·H,S,D].
+        scale: of scores and weights, and what slopes are multiplied by.
+        slopes: of ALiBi, or of scores and weights that it was added to: one for each head.
+        window: of a mask, or of scores and weights that one was applied to: tokens that one attends to; 0 for all before it.
     """
-    if not callable(getattr(module, METHOD, None)):
-        return None
 
-    def attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, None]:
-        call = swap.current()
-        if mask is not None:
-            raise UnsupportedModel(f"{type(module).__name__} has an attention mask of its own")
-        with recording.paused():
-            scale, window = _scale_and_window(buffered().get_submodule(path), query.shape[-1])
-        return swap.attend(call, call.layer, (query, key, value), scale, window).transpose(1, 2), None
-
-    return attend
+    kind: str
+    original: torch.Tensor | None = None
+    query: torch.Tensor | None = None
+    scale: float = 1.0
+    slopes: tuple[float, ...] = ()
+    window: int = 0
 
 
-def _scale_and_window(real: Any, head_dim: int) -> tuple[float, int]:
-    """The scale of the scores, and how many keys a query sees, itself included; 0 for all before it.
+_VIEWS = {
+    *(
+        "transpose",
+        "view",
+        "reshape",
+        "permute",
+        "to",
+        "float",
+        "contiguous",
+        "expand",
+        "flatten",
+        "__getitem__",
+    ),
+    *(
+        "dropout",
+        "type_as",
+        "type",
+        "repeat",
+        "squeeze",
+        "unsqueeze",
+        "bool",
+        "detach",
+        "clone",
+        "half",
+        "bfloat16",
+    ),
+}
+_QUESTIONS = {
+    "size",
+    "dim",
+    "ndim",
+    "stride",
+    "is_floating_point",
+    "__get__",
+    "numel",
+    "__len__",
+    "__repr__",
+    "element_size",
+}
+_PRODUCTS = {"matmul", "bmm", "__matmul__"}
+_SUMS = {"add", "__add__", "__radd__", "add_", "__iadd__"}
+_FACTORS = {"mul", "__mul__", "__rmul__", "__imul__", "mul_"}
+_QUOTIENTS = {"div", "__truediv__", "__itruediv__", "div_", "true_divide"}
 
-    Raises:
-        UnsupportedModel: the method computes something else.
-    """
-    longest = max([0, *(int(buffer.shape[-1]) for buffer in real.buffers(recurse=False) if buffer.ndim == 4)])
-    length = longest or 8
-    query, key = (
-        torch.randn(1, 1, length, head_dim, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
+
+class Marked(torch.Tensor):
+    """A tensor on the meta device that stands for something; see `Mark`."""
+
+    mark: Mark
+
+    @classmethod
+    def of(cls, shadow: torch.Tensor, mark: Mark) -> Marked:
+        """Mark a tensor, of which only shape and dtype matter."""
+        with recording.paused(), torch._C.DisableTorchFunctionSubclass():
+            marked = shadow.detach().as_subclass(cls)
+        marked.mark = mark
+        return marked
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Follow what a model does."""
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            return _whole(*args, **kwargs)
+        with recording.paused(), torch._C.DisableTorchFunctionSubclass():
+            shadow = function(*_plain(args), **_plain(kwargs))
+        if name in _QUESTIONS or not isinstance(shadow, torch.Tensor):
+            return shadow
+        mark = _followed(name, args, kwargs)
+        return mark if isinstance(mark, torch.Tensor) else cls.of(shadow, mark)
+
+
+def unmarked(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor behind marked keys and values; any other as it is."""
+    if isinstance(tensor, Marked):
+        assert tensor.mark.original is not None
+        return tensor.mark.original
+    return tensor
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Marked):
+        return argument.as_subclass(torch.Tensor)
+    if isinstance(argument, dict):
+        return {name: _plain(value) for name, value in argument.items()}
+    return type(argument)(map(_plain, argument)) if isinstance(argument, list | tuple) else argument
+
+
+def _followed(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Mark | torch.Tensor:
+    """What the result of a function stands for; the result itself where attention is complete."""
+    given = [*args, *kwargs.values()]
+    by_kind = {each.mark.kind: each.mark for each in given if isinstance(each, Marked)}
+    scores = by_kind.get("scores")
+    if len(by_kind) == 1 and name in _VIEWS:
+        return next(iter(by_kind.values()))
+    if name in _PRODUCTS and "key" in by_kind:
+        return Mark("scores", by_kind["key"].original, query=args[0])
+    if name in _PRODUCTS and {"weights", "value"} <= by_kind.keys():
+        return _attended(by_kind["weights"], by_kind["value"], args[1])
+    if name == "baddbmm" and {"alibi", "key"} <= by_kind.keys():
+        found = Mark("scores", by_kind["key"].original, kwargs["batch1"], float(kwargs["alpha"]))
+        return _with_bias(found, by_kind["alibi"], float(kwargs["beta"]))
+    if name in (_FACTORS | _QUOTIENTS) and (scores or "alibi" in by_kind):
+        return _scaled(scores or by_kind["alibi"], given, divide=name in _QUOTIENTS)
+    if scores and name in _SUMS and "alibi" in by_kind:
+        return _with_bias(scores, by_kind["alibi"], 1.0)
+    if scores and "mask" in by_kind and name in (*_SUMS, "masked_fill"):
+        return replace(scores, window=by_kind["mask"].window)
+    if scores and name in ("max", "maximum"):  # with the smallest number there is
+        return scores
+    if scores and name == "softmax":
+        return replace(scores, kind="weights")
+    raise UnsupportedModel(
+        f"the attention of the model computes {name} on its {' and '.join(by_kind)}, which gptport cannot lower yet"
     )
-    with torch.no_grad(), torch.device("cpu"):
-        weights = real._attn(query, key, torch.zeros_like(key), None)[1][0, 0]
-    seen, scores = weights > 0, (query @ key.transpose(-1, -2))[0, 0]
-    # Differences of log-weights are differences of scores, scaled.
-    pair = weights[-1].topk(2).indices
-    scale = float(weights[-1, pair].log().diff() / scores[-1, pair].diff())
-    window = int(seen[-1].sum()) if seen[-1].sum() < length else 0
-    back = torch.arange(length)[:, None] - torch.arange(length)
-    expected = (scores * scale).masked_fill((back < 0) | (back >= (window or length)), float("-inf"))
-    masked_outside = (scores * scale).softmax(-1)  # the mask, which is causal, comes from the model then
-    if not any(torch.allclose(weights, each, atol=1e-5) for each in (expected.softmax(-1), masked_outside)):
-        raise UnsupportedModel(f"{type(real).__name__}.{METHOD} is no causal attention that gptport knows")
-    return scale, window
 
 
-def with_buffers(config: PretrainedConfig) -> nn.Module:
-    """The model without weights, but with its buffers."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
+def _scaled(mark: Mark, given: Sequence[Any], *, divide: bool) -> Mark:
+    numbers = [each for each in given if isinstance(each, int | float)]
+    if mark.kind == "alibi" and not numbers:
+        return mark  # slopes times positions
+    if len(numbers) != 1:
+        raise UnsupportedModel("the attention of the model is scaled by more than a number")
+    factor = 1 / numbers[0] if divide else numbers[0]
+    return replace(mark, scale=mark.scale * factor, slopes=tuple(slope * factor for slope in mark.slopes))
 
-    with classes_known(config), init_empty_weights(include_buffers=False), torch.device("cpu"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
-    return model.eval()
+
+def _with_bias(scores: Mark, alibi: Mark, factor: float) -> Mark:
+    return replace(scores, slopes=tuple(slope * factor for slope in alibi.slopes))
+
+
+def _whole(
+    query: torch.Tensor,
+    key: Marked,
+    value: Marked,
+    attn_mask: Any = None,
+    scale: float | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    window = attn_mask.mark.window if isinstance(attn_mask, Marked) else 0
+    weights = Mark("weights", key.mark.original, query, scale or query.shape[-1] ** -0.5, window=window)
+    return _attended(weights, value.mark, value)
+
+
+def _attended(weights: Mark, value: Mark, like: torch.Tensor) -> torch.Tensor:
+    """The attention operator, in the shape that the model expects of the product: [B,H,S,D] or [B·H,S,D]."""
+    from . import swap
+
+    query, key = weights.query, weights.original
+    assert query is not None
+    assert key is not None
+    assert value.original is not None
+    call = swap.current()
+    batch, _, sequence, head_dim = key.shape
+    queries = query if query.ndim == 4 else query.reshape(batch, -1, sequence, head_dim)
+    out = swap.attend(
+        call, call.layer, (queries, key, value.original), weights.scale, weights.window, slopes=weights.slopes
+    ).transpose(1, 2)
+    return out if like.ndim == 4 else out.reshape(-1, sequence, head_dim)
 
 
 @contextmanager
-def classes_known(config: PretrainedConfig) -> Iterator[None]:
+def alibi_marked(model: nn.Module) -> Iterator[None]:
+    """Let the functions of a model's source that make ALiBi give marked tensors, with the slopes that they really make."""
+    source = sys.modules[type(model).__module__]
+    with ExitStack() as stack:
+        for name, make in list(vars(source).items()):
+            if "alibi" in name and callable(make):
+                stack.enter_context(patch.object(source, name, _marking(make)))
+        yield
+
+
+def _marking(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """[H] are slopes; of [H, 1, L] or [B·H, 1, L] a slope is the difference of two neighbours."""
+
+    def marked(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with recording.paused(), torch.device("cpu"):
+            on_cpu = [_on_cpu(each) for each in args]
+            real = make(*on_cpu, **{name: _on_cpu(each) for name, each in kwargs.items()})
+            slopes = real if real.ndim == 1 else (real[..., 1] - real[..., 0]).flatten()
+            heads = next(each for each in args if isinstance(each, int))
+            shadow = torch.empty(real.shape, dtype=real.dtype, device="meta")
+        return Marked.of(shadow, Mark("alibi", slopes=tuple(slopes[:heads].tolist())))
+
+    return marked
+
+
+def _on_cpu(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return torch.ones(argument.shape, dtype=argument.dtype, device="cpu")
+    return torch.device("cpu") if isinstance(argument, torch.device) else argument
+
+
+class ListsAsSlices(TorchFunctionMode):
+    """Index with `[k]` as with `k:k+1`: a list becomes a tensor, whose values are lost on the meta device."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See `torch.overrides`."""
+        if function is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            args = (
+                args[0],
+                tuple(
+                    slice(each[0], each[0] + 1 or None) if isinstance(each, list) and len(each) == 1 else each
+                    for each in args[1]
+                ),
+            )
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def classes_known(config: PretrainedConfig, implementation: str) -> Iterator[None]:
     """Let a model that chooses the class of its attention by the implementation's name find one under ours."""
     from transformers import AutoModelForCausalLM
 
@@ -95,5 +272,5 @@ def classes_known(config: PretrainedConfig) -> Iterator[None]:
     with ExitStack() as stack:
         for name, classes in vars(source).items():
             if name.endswith("_ATTENTION_CLASSES") and isinstance(classes, dict):
-                stack.enter_context(patch.dict(classes, {swap.ATTENTION: classes["eager"]}))
+                stack.enter_context(patch.dict(classes, {implementation: classes["eager"]}))
         yield

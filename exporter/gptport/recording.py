@@ -30,9 +30,10 @@ class Ref:
 
 @dataclass(frozen=True)
 class Size:
-    """A number that depends on the input, by name, such as `batch`."""
+    """A number that depends on the input: `times` what has that name, such as `batch`."""
 
     name: str
+    times: int = 1
 
 
 Argument: TypeAlias = Any
@@ -79,6 +80,9 @@ class Recording:
 
 _active: list[Recorder] = []
 
+# The tensor has another number from then on. A view of it that is used later would be wrong, which verification finds.
+_IN_PLACE = {f"aten::{name}_.Tensor": f"aten::{name}.Tensor" for name in ("add", "mul", "div")}
+
 
 class Recorder(TorchDispatchMode):
     """Notes every call that is made within `with recorder.recording_of(model)`."""
@@ -112,7 +116,8 @@ class Recorder(TorchDispatchMode):
         if not self._noting:
             return func(*args, **(kwargs or {}))
         schema = func._schema
-        if schema.is_mutable:
+        name = f"{schema.name}.{schema.overload_name}".removesuffix(".")
+        if schema.is_mutable and name not in _IN_PLACE:
             raise UnsupportedModel(
                 f"{self._scopes[-1]} changes a tensor in place ({schema.name}), which a graph cannot do"
             )
@@ -124,7 +129,7 @@ class Recorder(TorchDispatchMode):
             for each in (result if isinstance(result, list | tuple) else [result])
             if isinstance(each, torch.Tensor)
         ]
-        name = f"{schema.name}.{schema.overload_name}".removesuffix(".")
+        name = _IN_PLACE.get(name, name)
         self.recording.calls.append(Call(name, arguments, keywords, self._new(results), self._scopes[-1]))
         return result
 
@@ -236,7 +241,14 @@ def _merged(a: Argument, b: Argument, sizes: Mapping[tuple[int, int], str]) -> A
         return a
     if not isinstance(a, int):
         raise UnsupportedModel(f"the model computes with {a!r} at one length and with {b!r} at another")
-    return Size(sizes.get((a, b), f"{a}|{b}"))
+    return _named(a, b, sizes)
+
+
+def _named(a: int, b: int, sizes: Mapping[tuple[int, int], str]) -> Size:
+    for (x, y), name in sizes.items():
+        if a % x == 0 and b == a // x * y:
+            return Size(name, a // x)
+    return Size(f"{a}|{b}")
 
 
 def used(recording: Recording, outputs: Sequence[int]) -> list[Call]:

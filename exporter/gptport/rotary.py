@@ -35,17 +35,13 @@ def tables(meta: nn.Module, path: str, length: int) -> tuple[torch.Tensor, torch
         length: positions, from 0.
 
     Raises:
-        UnsupportedModel: the angles depend on more than the position.
+        UnsupportedModel: the angles depend on more than the position, such as on the length of the sequence.
     """
     name, _, kind = path.partition(":")
     module: Any = meta.get_submodule(name)
     if hasattr(module, _BUFFER):
         return _from_buffer(module, length)
-    scaling = module.rope_type if isinstance(getattr(module, "rope_type", None), str) else "default"
-    if scaling in ("dynamic", "longrope"):
-        raise UnsupportedModel(
-            f"rotary scaling {scaling!r} of {name} changes with the length of the sequence"
-        )
+    _check_length(name, module, length)
     with torch.no_grad():
         real = type(module)(module.config)
         cos, sin = real(torch.zeros(1), torch.arange(length)[None], *([kind] if kind else []))
@@ -107,6 +103,22 @@ def check_neighbours(apply: Callable[..., Any]) -> None:
     expected = _rotated(x.transpose(1, 2), angles, interleaved=True).transpose(1, 2)
     if not torch.allclose(apply(x, angles.sin(), angles.cos()), expected, atol=1e-6):
         raise UnsupportedModel(f"{apply.__module__}.apply_rotary_pos_emb rotates no neighbours")
+
+
+def _check_length(name: str, module: Any, length: int) -> None:
+    """Up to the length that a model was first trained for, these scalings give every position one angle."""
+    config, scaling = module.config, getattr(module, "rope_type", "default")
+    original = (getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings")
+    limit = (
+        original
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+    )
+    if scaling in ("dynamic", "longrope") and length > limit:
+        raise UnsupportedModel(
+            f"rotary scaling {scaling!r} of {name} changes with the length of a sequence of more than {limit} tokens; "
+            f"pass --max-length {limit}"
+        )
 
 
 def embedding(path: str, meta: nn.Module) -> Callable[..., Any]:

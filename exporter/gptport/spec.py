@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig
 
 
+_BLOOM_LENGTH = 2048
+"""What BLOOM was trained on (BigScience, arXiv:2211.05100); its configuration does not say."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A decoder-only transformer, in the field's words.
@@ -56,16 +60,34 @@ class ModelSpec:
             model_type=config.model_type,
             layers=_number(config, "num_hidden_layers"),
             heads=heads,
-            kv_heads=1
-            if getattr(config, "multi_query", False)
-            else getattr(config, "num_key_value_heads", None) or heads,
+            kv_heads=_kv_heads(config, heads),
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
             vocab_size=_number(config, "vocab_size"),
-            context_length=_number(config, "max_position_embeddings"),
+            context_length=_context_length(config),
             bos_token_id=getattr(config, "bos_token_id", None),
             eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
             pad_token_id=getattr(config, "pad_token_id", None),
         )
+
+
+def _kv_heads(config: PretrainedConfig, heads: int) -> int:
+    if getattr(
+        config, "new_decoder_architecture", False
+    ):  # a Falcon that repeats its keys before it caches them
+        return heads
+    if getattr(config, "multi_query", False):
+        return 1
+    return getattr(config, "num_key_value_heads", None) or heads
+
+
+def _context_length(config: PretrainedConfig) -> int:
+    """Models with ALiBi have other names for it, or none: they have no table that ends anywhere."""
+    for name in ("max_seq_len", "seq_length"):
+        if not hasattr(config, "max_position_embeddings") and isinstance(getattr(config, name, None), int):
+            return _number(config, name)
+    if config.model_type == "bloom":
+        return _BLOOM_LENGTH
+    return _number(config, "max_position_embeddings")
 
 
 def _number(config: PretrainedConfig, name: str) -> int:

@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import operators, own_attention, recording, rotary
+from . import banded_attention, operators, own_attention, recording, rotary
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -60,8 +60,6 @@ class Call:
         past: keys and values of each layer.
         layer: whose keys and values were given to the cache last.
         table: the rotary angles of a model that looks them up in a buffer.
-        windows: id of a mask → how many tokens it lets each one attend to.
-        masks: those masks, kept so that their ids stay theirs.
         present: layer → its keys and values afterwards.
     """
 
@@ -70,8 +68,6 @@ class Call:
     past: list[tuple[torch.Tensor, torch.Tensor]]
     layer: int = -1
     table: torch.Tensor | None = None
-    windows: dict[int, int] = field(default_factory=dict)
-    masks: list[torch.Tensor] = field(default_factory=list)
     present: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
 
@@ -89,7 +85,8 @@ class PassThroughCache(Cache):
     ) -> Any:
         """The new keys and values, unchanged."""
         _calls[-1].layer = layer_idx
-        return key_states, value_states
+        kinds = (("key", key_states), ("value", value_states))
+        return tuple(own_attention.Marked.of(each, own_attention.Mark(kind, each)) for kind, each in kinds)
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
         """Positions are an input of the graph; masks are the operator's."""
@@ -109,13 +106,13 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; see `ALL_ATTENTION_FUNCTIONS`."""
     call, layer = _calls[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    window = 0 if attention_mask is None else call.windows.get(id(attention_mask), -1)
+    window = attention_mask.mark.window if isinstance(attention_mask, own_attention.Marked) else 0
     given = [
         f"{name}={value!r}"
         for name, value in others.items()
         if name not in _UNDERSTOOD and value is not None and value is not False
     ]
-    if window < 0:
+    if attention_mask is not None and not isinstance(attention_mask, own_attention.Marked):
         given.append("an attention mask of its own")
     if sliding_window is not None and sliding_window != window:
         given.append(f"a window of {sliding_window} where its mask has {window or 'none'}")
@@ -124,7 +121,8 @@ def _attention(
             f"the attention of {type(module).__name__} takes {', '.join(given)}, which gptport cannot lower yet"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(call, layer, (query, key, value), scale, window, softcap or 0.0), None
+    new = (query, own_attention.unmarked(key), own_attention.unmarked(value))
+    return attend(call, layer, new, scale, window, softcap or 0.0), None
 
 
 def attend(
@@ -134,10 +132,11 @@ def attend(
     scale: float,
     window: int,
     softcap: float = 0.0,
+    slopes: tuple[float, ...] = (),
 ) -> torch.Tensor:
     """The attention operator on the new queries, keys and values [B,H,S,D] of a layer and its cache; [B,S,H,D]."""
     out, *present = operators.attention(
-        *new, *call.past[layer], call.seqlens_k, scale=scale, window=window, softcap=softcap
+        *new, *call.past[layer], call.seqlens_k, scale=scale, window=window, softcap=softcap, slopes=slopes
     )
     call.present[layer] = (present[0], present[1])
     return out
@@ -150,26 +149,20 @@ def current() -> Call:
 
 def _mask(
     *_: Any,
+    batch_size: int,
+    q_length: int,
     mask_function: Callable[..., Any],
     local_size: int | None = None,
     use_vmap: bool = False,
     **__: Any,
-) -> torch.Tensor | None:
-    """transformers' mask interface; see `ALL_MASK_ATTENTION_FUNCTIONS`.
-
-    Returns:
-        None for a causal mask. For one with a window, a tensor that stands for it: `Call.windows` knows it by its id.
-    """
+) -> torch.Tensor:
+    """transformers' mask interface; see `ALL_MASK_ATTENTION_FUNCTIONS`. A tensor that stands for the mask."""
     window = local_size or 0
     if use_vmap or not _is_causal(mask_function, window):
         raise UnsupportedModel("the model has an attention mask that is neither causal nor a sliding window")
-    if not window:
-        return None
     with recording.paused():
-        mask = torch.empty(0, device="meta")
-    _calls[-1].windows[id(mask)] = window
-    _calls[-1].masks.append(mask)
-    return mask
+        shadow = torch.empty(batch_size, 1, q_length, q_length, device="meta")
+    return own_attention.Marked.of(shadow, own_attention.Mark("mask", window=window))
 
 
 def _is_causal(mask_function: Callable[..., Any], window: int) -> bool:
@@ -203,15 +196,16 @@ def swapped(model: nn.Module, meta: nn.Module) -> Iterator[None]:
         model: the model under trace; its parameters are fake.
         meta: the same model without memory, whose modules are made real one by one and asked what they compute.
     """
-    buffered = cache(lambda: own_attention.with_buffers(meta.config))  # type: ignore[arg-type]
+    buffered = cache(lambda: banded_attention.with_buffers(meta.config))  # type: ignore[arg-type]
     with ExitStack() as stack:
         for path, module in model.named_modules():
             forward = _replacement(path, module, meta)
             if forward is not None:
                 stack.enter_context(patch.object(module, "forward", forward))
-            attention = own_attention.replacement(path, module, buffered)
-            if attention is not None:
-                stack.enter_context(patch.object(module, own_attention.METHOD, attention))
+            banded = banded_attention.replacement(path, module, buffered)
+            if banded is not None:
+                stack.enter_context(patch.object(module, banded_attention.METHOD, banded))
+        stack.enter_context(own_attention.alibi_marked(model))
         source = sys.modules[type(model).__module__]
         if hasattr(source, "apply_rotary_pos_emb"):
             stack.enter_context(

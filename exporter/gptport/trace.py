@@ -96,7 +96,7 @@ def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> Pre
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
     config.pad_token_id = None  # models look for padding among the ids, and there are no ids
-    with own_attention.classes_known(config), torch.device("meta"):
+    with own_attention.classes_known(config, swap.ATTENTION), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
             attn_implementation=swap.ATTENTION,
@@ -126,6 +126,7 @@ def _record(
             stack.enter_context(patch.object(torch.compiler, question, lambda: True))
         stack.enter_context(torch.no_grad())
         stack.enter_context(swap.calling(call))
+        stack.enter_context(own_attention.ListsAsSlices())
         recorded = stack.enter_context(recorder.recording_of(model))
         looked_up = rotary.looked_up_in(model)
         if looked_up:

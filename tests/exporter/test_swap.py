@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import (
-    BloomConfig,
-    GPTJConfig,
     LlamaConfig,
     MambaConfig,
+    MixtralConfig,
 )
 from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.pytorch_utils import Conv1D
 
@@ -209,9 +208,33 @@ def test_a_soft_cap_and_the_window_of_a_mask_are_the_operators():
         return (key <= query) & (key > query - 4)
 
     with a_call() as (_, recorded):
-        attend(swap._mask(mask_function=window, local_size=4), softcap=30.0)
+        attend(swap._mask(batch_size=1, q_length=3, mask_function=window, local_size=4), softcap=30.0)
     attention = next(call for call in recorded.calls if call.operator == "gptport::Attention")
     assert (attention.keywords["window"], attention.keywords["softcap"]) == (4, 30.0)
+
+
+def product(change):
+    """Attention written out, as a model does, changed in one place; what it recorded."""
+    with a_call() as (call, recorded):
+        query = torch.empty(1, 2, 3, 8, device="meta")
+        key, value = swap.PassThroughCache().update(query, query, 0)
+        mask = swap._mask(batch_size=1, q_length=3, mask_function=lambda _, __, q, k: k <= q)
+        scores = torch.matmul(query, key.transpose(-1, -2)) / 4.0
+        out = torch.matmul(torch.softmax(change(scores) + mask, -1), value)
+        assert out.shape == query.shape
+        assert call.present.keys() == {0}
+    return next(each for each in recorded.calls if each.operator == "gptport::Attention")
+
+
+def test_attention_that_is_written_out_is_the_operator():
+    assert product(lambda scores: scores).keywords == {"scale": 0.25, "window": 0, "softcap": 0.0}
+    assert product(lambda scores: scores * 0.5).keywords["scale"] == 0.125
+
+
+@pytest.mark.parametrize("change", [torch.tanh, lambda scores: scores + 1, lambda scores: scores**2])
+def test_what_is_done_to_its_scores_and_not_understood_is_refused_by_name(change):
+    with pytest.raises(UnsupportedModel, match=r"the attention of the model computes \w+ on its scores"):
+        product(change)
 
 
 def test_a_mask_that_is_neither_causal_nor_a_window_is_refused():
@@ -223,7 +246,7 @@ def test_a_mask_that_is_neither_causal_nor_a_window_is_refused():
 
     for function, size in ((chunked, 4), (backwards, None)):
         with a_call(), pytest.raises(UnsupportedModel, match="neither causal nor a sliding window"):
-            swap._mask(mask_function=function, local_size=size)
+            swap._mask(batch_size=1, q_length=3, mask_function=function, local_size=size)
 
 
 def tiny(config_type, **changes):
@@ -242,25 +265,38 @@ def tiny(config_type, **changes):
     return config_type(**{**shape, **changes})
 
 
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_rotary_angles_that_change_with_the_length_are_refused(rope_type):
+def scaled(rope_type):
     parameters = {
         "dynamic": {"factor": 2.0},
-        "longrope": {"factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8},
+        "longrope": {
+            "factor": 2.0,
+            "short_factor": [1.5] * 8,
+            "long_factor": [2.0] * 8,
+            "original_max_position_embeddings": 32,
+        },
     }[rope_type]
-    config = tiny(LlamaConfig, rope_parameters={"rope_type": rope_type, "rope_theta": 10000.0, **parameters})
-    with pytest.raises(UnsupportedModel, match=f"'{rope_type}'.*changes with the length"):
-        rotary.tables(meta_model(config, 1, torch.float32), "model.rotary_emb", 4)
+    return tiny(LlamaConfig, rope_parameters={"rope_type": rope_type, "rope_theta": 10000.0, **parameters})
+
+
+@pytest.mark.parametrize(("rope_type", "limit"), [("dynamic", 64), ("longrope", 32)])
+def test_rotary_angles_that_change_with_the_length_are_taken_up_to_where_they_do(rope_type, limit):
+    config = scaled(rope_type)
+    cos, sin = rotary.tables(meta_model(config, 1, torch.float32), "model.rotary_emb", limit)
+    real = LlamaRotaryEmbedding(config)
+    for length in (1, limit):
+        expected = real(torch.zeros(1), torch.arange(length)[None])
+        assert torch.equal(cos[:length], expected[0][0, :, :8])
+        assert torch.equal(sin[:length], expected[1][0, :, :8])
+    with pytest.raises(
+        UnsupportedModel, match=f"'{rope_type}'.*more than {limit} tokens; pass --max-length {limit}"
+    ):
+        rotary.tables(meta_model(config, 1, torch.float32), "model.rotary_emb", limit + 1)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (
-            BloomConfig,
-            r"layers \[0, 1\] have no attention that goes through transformers' attention interface",
-        ),
-        (GPTJConfig, "the architecture 'gptj' cannot be traced: KeyError"),
+        (MixtralConfig, r"mlp.experts changes a tensor in place \(aten::index_put_\)"),
         (MambaConfig, r"changes a tensor in place \(aten::copy_\)"),
     ],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from ..errors import UnsupportedModel
@@ -54,10 +55,11 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     (query, table), (key, key_table) = _unrotated(query), _unrotated(key)
     assert table is key_table, "query and key are rotated by the same angles"
     caches = _rotary_caches(graph, table, context) if table else (None, None)
+    bias = _alibi(graph, node, total, query)
     rows = [_rows(node, tensor) for tensor in (query, key, value)]
     attention = ir.node(
         "GroupQueryAttention",
-        [*(_packed(rows) or rows), past_key, past_value, seqlens_k, total, *caches],
+        [*(_packed(rows) or rows), past_key, past_value, seqlens_k, total, *caches, *bias],
         {
             "num_heads": heads,
             "kv_num_heads": kv_heads,
@@ -78,6 +80,38 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     for old, new in zip(node.outputs[1:], attention.outputs[1:], strict=True):
         replace_value(old, new)
     graph.remove(node, safe=True)
+
+
+def _alibi(graph: ir.Graph, node: ir.Node, total: ir.Value, query: ir.Value) -> list[ir.Value | None]:
+    """The operator's last inputs: none, or no positions and a bias [1, heads, sequence, total] of slope · position of the key."""
+    if "slopes" not in node.attributes:
+        return []
+    slopes = node.attributes.get_floats("slopes")
+    dtype = query.dtype
+    assert dtype is not None
+    name = "alibi." + ".".join(f"{slope:g}" for slope in slopes)
+    made = next((value for each in graph for value in each.outputs if value.name == name), None)
+    if made is None:
+        made = _make_alibi(graph, constant(graph, np.reshape(slopes, (1, -1, 1, 1)), dtype), total, name)
+    return [None, made]
+
+
+def _make_alibi(graph: ir.Graph, slopes: ir.Value, total: ir.Value, name: str) -> ir.Value:
+    input_ids = graph.inputs[0]
+    assert total.producer() is not None
+    assert slopes.dtype is not None
+    positions = ir.node(
+        "Range", [constant(graph, 0, ir.DataType.INT32), total, constant(graph, 1, ir.DataType.INT32)]
+    )
+    cast = ir.node("Cast", [positions.outputs[0]], {"to": slopes.dtype})
+    row = ir.node("Mul", [slopes, cast.outputs[0]])
+    sequence = ir.node("Shape", [input_ids], {"start": 1, "end": 2})
+    ones = constant(graph, [1])
+    shape = ir.node("Concat", [ones, ones, sequence.outputs[0], ones], {"axis": 0})
+    bias = ir.node("Expand", [row.outputs[0], shape.outputs[0]])
+    bias.outputs[0].name = name
+    graph.insert_after(total.producer(), [positions, cast, row, sequence, shape, bias])  # type: ignore[arg-type]
+    return bias.outputs[0]
 
 
 def _options(attention: ir.Node, rotary: ir.Node | None) -> dict[str, int | float]:
