@@ -43,6 +43,7 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
             ServerNotReady,
         ),
         (r"unknown model", ModelNotFound),
+        (r"protocol is restricted", InvalidRequest),
         (r"timeout expired|deadline exceeded", DeadlineExceeded),
         (r"message larger than max|doesn't support models with decoupled", ProtocolError),
     )

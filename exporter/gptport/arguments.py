@@ -177,6 +177,22 @@ def _add_serve(commands: _Commands) -> argparse.ArgumentParser:
     command.add_argument(
         "--metrics-port", type=int, default=8002, metavar="PORT", help="default: %(default)s"
     )
+    command.add_argument(
+        "--drain",
+        type=int,
+        default=5,
+        metavar="SECONDS",
+        help="what runs may take this long to finish at the end (default: %(default)s)",
+    )
+    command.add_argument(
+        "--restrict-admin",
+        action="store_true",
+        help="close the calls that load, unload and list models, set logging and tracing or register shared memory "
+        "to all who do not send $GPTPORT_ADMIN_KEY; if that is not set, to all",
+    )
+    command.add_argument(
+        "--show-log", action="store_true", help="let tritonserver's log go to standard error"
+    )
     return command
 
 

@@ -127,8 +127,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int | None:
-    from . import server
+    from . import server, triton_options
 
+    admin_key = triton_options.admin_key(os.environ) if options.restrict_admin else None
     return server.serve(
         options.repository,
         models=options.models,
@@ -136,8 +137,9 @@ def _serve(options: argparse.Namespace) -> int | None:
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
+        options=triton_options.ServerOptions(options.drain, admin_key),
         say=say,
-        debug=options.debug,
+        show_log=options.show_log or options.debug,
     )
 
 

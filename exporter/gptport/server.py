@@ -19,6 +19,8 @@ from .versions import versions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from .triton_options import ServerOptions
+
 READY_SECONDS = 120.0
 
 
@@ -30,8 +32,9 @@ def serve(
     http_port: int = 8000,
     grpc_port: int = 8001,
     metrics_port: int = 8002,
+    options: ServerOptions | None = None,
     say: Callable[[str], None],
-    debug: bool = False,
+    show_log: bool = False,
 ) -> int:
     """Serve until a signal (Ctrl-C, SIGTERM, SIGHUP) asks for the end; a second one does not wait for what runs.
 
@@ -40,8 +43,9 @@ def serve(
         models: only these, with their step models; none means all.
         host: address to listen on.
         http_port, grpc_port, metrics_port: ports to listen on.
+        options: how the server behaves.
         say: shows a line to the user.
-        debug: let the server's log go to standard error.
+        show_log: let the server's log go to standard error.
 
     Returns:
         0, once the server is stopped.
@@ -55,7 +59,7 @@ def serve(
     try:
         with (
             _ended_by_signals(),
-            running(repository, models, address, timeout=None, show_log=debug) as server,
+            running(repository, models, address, options, timeout=None, show_log=show_log) as server,
         ):
             say(f"Serving {', '.join(server.models)}. Ctrl-C stops.")
             say(f"HTTP {address.http_url}   gRPC {address.grpc_url}   metrics {address.metrics_url}")
@@ -90,6 +94,7 @@ def running(
     repository: Path,
     models: Sequence[str] = (),
     address: Address | None = None,
+    options: ServerOptions | None = None,
     *,
     timeout: float | None = READY_SECONDS,
     show_log: bool = False,
@@ -103,6 +108,7 @@ def running(
         repository: the folder.
         models: only these, with their step models; none means all.
         address: where to listen; free ports of this machine without it.
+        options: how the server behaves.
         timeout: seconds until it must be ready; None waits as long as it takes.
         show_log: let the log go to standard error instead.
 
@@ -116,7 +122,7 @@ def running(
     log = None if show_log else _temporary_log()
     keep_log = False
     try:
-        server = Server(repository, chosen, where, log)
+        server = Server(repository, chosen, where, log, options)
         try:
             server.wait_until_ready(timeout)
             yield server

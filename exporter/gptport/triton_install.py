@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,3 +134,21 @@ def environment(
         rest = [values[name]] if values.get(name) else []
         values[name] = os.pathsep.join([*map(str, first), *rest])
     return values
+
+
+def knows(installation: Installation, folder: Path, option: str) -> bool:
+    """Whether this tritonserver has an option; they come and go with the release.
+
+    Args:
+        installation: the tritonserver.
+        folder: what `assemble` has filled.
+        option: its name without the dashes.
+    """
+    asked = subprocess.run(
+        [installation.binary, "--help"],
+        env=environment(installation, folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"--{option} " in asked.stdout + asked.stderr

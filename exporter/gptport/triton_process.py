@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from . import triton_install
 from .errors import ServerError
+from .triton_options import ServerOptions, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from .address import Address
 
-EXIT_SECONDS = 5  # what runs may take this long to finish after a signal
 KILL_SECONDS = 10.0
 
 _ERROR = re.compile(r"E\d{4} |error: |.*: (unrecognized )?option '")
@@ -50,10 +50,18 @@ class Server:
         log: the file with its log; None if that goes to standard error.
     """
 
-    def __init__(self, repository: Path, models: Sequence[str], address: Address, log: Path | None) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        models: Sequence[str],
+        address: Address,
+        log: Path | None,
+        options: ServerOptions | None = None,
+    ) -> None:
         self.address = address
         self.models = tuple(models)
         self.log = log
+        self._options = options or ServerOptions()
         self._installation = triton_install.find()
         self._prefix = f"gptport_{os.getpid()}_{secrets.token_hex(4)}_"
         self._folder = Path(tempfile.mkdtemp(prefix="gptport-server-"))
@@ -61,7 +69,7 @@ class Server:
             backends = triton_install.assemble(self._installation, self._folder)
             with contextlib.ExitStack() as stack:
                 sink = stack.enter_context(log.open("wb")) if log is not None else None
-                self._process = self._launch(self._options(repository.resolve(), backends), sink)
+                self._process = self._launch(self._command_line(repository.resolve(), backends), sink)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
@@ -104,7 +112,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            self._process.wait(EXIT_SECONDS + KILL_SECONDS)
+            self._process.wait(self._options.drain_seconds + KILL_SECONDS)
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -131,30 +139,18 @@ class Server:
         """Where the log is, as the end of a message."""
         return f"; its log is {self.log}" if self.log is not None else ""
 
-    def _options(self, repository: Path, backends: Path) -> list[str]:
-        address = self.address
-        options = {
-            "model-repository": repository,
-            "backend-directory": backends,
-            "model-control-mode": "explicit",
-            # Our own look at each model's state says more than the server's exit does.
-            "exit-on-error": "false",
-            "exit-timeout-secs": EXIT_SECONDS,
-            "http-address": address.host,
-            "grpc-address": address.host,
-            "metrics-address": address.host,
-            "http-port": address.http_port,
-            "grpc-port": address.grpc_port,
-            "metrics-port": address.metrics_port,
-        }
-        listed = [f"--{name}={value}" for name, value in options.items()]
-        listed.append("--disable-auto-complete-config")
-        listed += [f"--load-model={name}" for name in self.models]
-        for backend in ("python", "gptport", "onnxruntime"):
-            listed.append(f"--backend-config={backend},shm-region-prefix-name={self._prefix}")
-        return listed
+    def _command_line(self, repository: Path, backends: Path) -> list[str]:
+        return command_line(
+            repository,
+            backends,
+            self.models,
+            self.address,
+            self._options,
+            self._prefix,
+            lambda option: triton_install.knows(self._installation, self._folder, option),
+        )
 
-    def _launch(self, options: list[str], sink: IO[bytes] | None) -> subprocess.Popen[bytes]:
+    def _launch(self, arguments: list[str], sink: IO[bytes] | None) -> subprocess.Popen[bytes]:
         """Start it in a process group of its own, so that a Ctrl-C reaches it through us only, and all of it ends at once."""
         launcher = [
             sys.executable,
@@ -166,7 +162,7 @@ class Server:
             str(self._installation.binary),
         ]
         return subprocess.Popen(
-            launcher + options,
+            launcher + arguments,
             stdin=subprocess.DEVNULL,
             stdout=sink if sink is not None else sys.stderr.fileno(),
             stderr=subprocess.STDOUT,
@@ -178,7 +174,7 @@ class Server:
         """Model → state and reason; None while the server does not answer."""
         connection = http.client.HTTPConnection(self.address.host, self.address.http_port, timeout=5)
         try:
-            connection.request("POST", "/v2/repository/index", body="{}")
+            connection.request("POST", "/v2/repository/index", "{}", self._options.admin_headers)
             models = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException, ValueError):
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import pytest
 from gptport.address import Address
 from gptport.errors import ServerError
 from gptport.server import running
+from gptport_client import Client, InvalidRequest
 
 ECHO = """
 import time
@@ -158,6 +160,53 @@ def test_what_runs_may_finish(command, tmp_path):
     assert server.end()[0] == 0
     asking.join()
     assert answers == [5]
+
+
+def test_what_runs_is_not_waited_for_longer_than_allowed(command, tmp_path):
+    add_model(tmp_path / "slow", "echo", seconds=60)
+    server = command(tmp_path / "slow", "--drain=1")
+    processes = server.wait_until_ready()
+    asking = threading.Thread(target=ask_in_vain, args=[server.address.http_url])
+    asking.start()
+    time.sleep(0.5)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end()[0] == 0
+    asking.join()
+    assert gone(processes, seconds=0)
+
+
+def test_admin_calls_need_the_key_and_others_do_not(command, repository, monkeypatch):
+    monkeypatch.setenv("GPTPORT_ADMIN_KEY", "open-sesame")
+    server = command(repository, "--restrict-admin")
+    server.wait_until_ready()
+    assert ask(server.address.http_url, 3) == 3
+    unload = f"{server.address.http_url}/v2/repository/models/echo/unload"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(unload, b"{}"))
+    assert refused.value.code == 403
+    key = {"gptport-admin-key": "open-sesame"}
+    with urllib.request.urlopen(urllib.request.Request(unload, b"{}", key)) as answer:
+        assert answer.status == 200
+
+
+def test_clients_that_list_models_need_the_key_too(command, repository, monkeypatch):
+    monkeypatch.setenv("GPTPORT_ADMIN_KEY", "open-sesame")
+    server = command(repository, "--restrict-admin")
+    server.wait_until_ready()
+    with (
+        Client(server.address.grpc_url, model="echo") as client,
+        pytest.raises(InvalidRequest, match="admin-key"),
+    ):
+        client.models()
+    key = {"triton-grpc-protocol-gptport-admin-key": "open-sesame"}
+    with Client(server.address.grpc_url, model="echo", headers=key) as client:
+        assert [model.name for model in client.models()] == ["echo"]
+
+
+def test_the_log_can_be_shown(command, repository):
+    server = command(repository, "--show-log")
+    shown = itertools.takewhile(lambda line: not line.startswith("Serving"), server.process.stderr)
+    assert "successfully loaded 'echo'" in "".join(shown)
 
 
 def test_a_second_signal_does_not_wait(command, tmp_path):
