@@ -44,6 +44,7 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
         ),
         (r"unknown model", ModelNotFound),
         (r"protocol is restricted", InvalidRequest),
+        (r"stream removed", ConnectionError),  # a proxy's way to end a stream whose server is gone
         (r"timeout expired|deadline exceeded", DeadlineExceeded),
         (r"message larger than max|doesn't support models with decoupled", ProtocolError),
     )
@@ -103,8 +104,8 @@ _MEANING: dict[type[GptportError], str] = {
 
 def error_from_status(status: str, text: str, origin: Origin) -> GptportError:
     """The error for a gRPC status (its name, such as `UNAVAILABLE`) and its details."""
-    if status in {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED"}:
-        kind = _kind_of_text(text) or _STATUSES[status]
+    if status in {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"}:
+        kind = _kind_of_text(text) or _STATUSES.get(status, ServerError)
     else:
         kind = _STATUSES.get(status, ServerError)
     return _error(kind, text, origin)
