@@ -41,6 +41,15 @@ test: check e2e ## check, and the tests that run the real tritonserver
 e2e: check
 	@$(BIN)/pytest -q -m e2e -o timeout=900
 
+# Root on Debian gets the programs that are missing; for others, the tests that need them are skipped and say so.
+PROGRAMS := haproxy prometheus curl
+.PHONY: deployment
+deployment: $(STAMP) ## the tests of docker/ and kubernetes/, with HAProxy, Prometheus and a package registry
+	@for program in $(PROGRAMS); do PATH="$$PATH:/usr/sbin" command -v $$program >/dev/null || missing=yes; done; \
+	    [ -z "$$missing" ] || [ "$$(id -u)" -ne 0 ] || { apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PROGRAMS) >/dev/null; } || true
+	@GPTPORT_DEPLOYMENT=1 $(BIN)/pytest -q tests/deployment -o timeout=900
+
 architectures: $(STAMP) ## export a small model of every architecture; writes docs/architectures.md
 	@$(BIN)/python tests/exporter/architectures.py
 
