@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from gptport.arguments import parser
+from gptport.triton_options import ADMIN_HEADER
+
 COMPOSE = Path(sys.executable).parent / "docker-compose"
 pytestmark = pytest.mark.skipif(
     not COMPOSE.exists(), reason="there is no docker-compose; make setup installs it"
@@ -160,3 +163,17 @@ def test_files_that_are_mounted_are_there(everything):
     }
     assert len(sources) == 5
     assert [source for source in sources if not Path(source).exists()] == []
+
+
+def test_the_gateway_runs_the_command_with_the_key_that_triton_wants(root):
+    program, *words = services(root, "--profile=gateway", GPTPORT_ADMIN_KEY="open-sesame")["gateway"][
+        "command"
+    ]
+    options = parser().parse_args(words)
+    assert (program, options.command, options.url, options.port) == (
+        "gptport",
+        "gateway",
+        "triton:8001",
+        8080,
+    )
+    assert f"triton-grpc-protocol-{ADMIN_HEADER}=open-sesame" in words[-1]
