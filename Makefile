@@ -22,6 +22,10 @@ setup: $(STAMP) ## install everything into .venv
 demo: $(STAMP) ## fetch a model, export it, serve it, generate text, stop the server
 	@$(BIN)/python -m gptport.demo
 
+.PHONY: reference
+reference: $(STAMP) ## write docs/generation.md from the table of parameters
+	@$(BIN)/python -m gptport_backend.reference >docs/generation.md
+
 check: format-check lint types unit ## format, lint, types and unit tests
 
 format-check: $(STAMP)

@@ -18,7 +18,8 @@ from gptport_backend.generation import Vocabulary
 from gptport_backend.metrics import TritonPublisher
 from gptport_backend.orphan import end_with_parent
 from gptport_backend.outbox import Outbox
-from gptport_backend.request import PARAMETERS, parse
+from gptport_backend.parameters import PARAMETERS, complete
+from gptport_backend.request import parse
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 
@@ -33,6 +34,12 @@ log = logging.getLogger(__name__)
 
 class TritonPythonModel:
     """One instance of a text model."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Tell Triton what the model takes and gives: what this backend knows, whenever the model was exported."""
+        complete(config)
+        return config
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; whatever is raised becomes Triton's status of the model."""

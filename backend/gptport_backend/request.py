@@ -1,8 +1,7 @@
-"""What a request asks for: Triton's tensors, checked against one table, in a frozen dataclass."""
+"""What a request asks for: Triton's tensors, checked against the table of parameters, in a frozen dataclass."""
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptport_backend.errors import RequestError
+from gptport_backend.parameters import PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
+
+    from gptport_backend.parameters import Parameter
 
 Tensor: TypeAlias = NDArray[Any]
 
@@ -25,68 +27,6 @@ NUMPY_TYPES: dict[str, type[Any]] = {
     "UINT64": np.uint64,
     "BOOL": np.bool_,
 }
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """An input tensor of the text model: one value, or with `many` a list of them.
-
-    `allowed` describes what `accepts` takes; it is part of the error message.
-    """
-
-    name: str
-    dtype: str
-    default: Any
-    allowed: str
-    meaning: str
-    accepts: Callable[[Any], bool] = lambda _: True
-    many: bool = False
-
-
-PARAMETERS = (
-    Parameter("text_input", "BYTES", None, "a text that is not empty", "the prompt, as is", bool),
-    Parameter(
-        "input_ids",
-        "INT32",
-        None,
-        "a list of token ids that is not empty, each 0 or more",
-        "the prompt as token ids, instead of text_input",
-        lambda ids: len(ids) > 0 and min(ids) >= 0,
-        many=True,
-    ),
-    Parameter("max_tokens", "INT32", 256, "1 or more", "most new tokens", lambda n: n >= 1),
-    Parameter(
-        "temperature",
-        "FP32",
-        0.0,
-        "a finite number, 0 (greedy) or more",
-        "0 is greedy",
-        lambda t: math.isfinite(t) and t >= 0,
-    ),
-    Parameter("top_k", "INT32", 0, "0 (all) or more", "keep the k most likely", lambda k: k >= 0),
-    Parameter(
-        "top_p",
-        "FP32",
-        1.0,
-        "from 0 to 1",
-        "keep the smallest set of likeliest tokens whose probability reaches p",
-        lambda p: 0 <= p <= 1,
-    ),
-    Parameter("seed", "UINT64", None, "0 or more", "same seed, same text; random if not given"),
-    Parameter(
-        "stop_words",
-        "BYTES",
-        (),
-        "a list of texts, none of them empty",
-        "end before the first of these texts",
-        all,
-        many=True,
-    ),
-    Parameter("stream", "BOOL", False, "true or false", "a response for each piece of text"),
-    Parameter(
-        "exclude_input_in_output", "BOOL", True, "true or false", "false: the text begins with the prompt"
-    ),
-)
 
 
 @dataclass(frozen=True)

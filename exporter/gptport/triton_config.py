@@ -25,27 +25,6 @@ _TYPES = {
     "bfloat16": pb.TYPE_BF16,
 }
 
-# Inputs and outputs of the text model, as docs/protocol.md describes them: name, type, dimensions.
-_TEXT_INPUTS = (
-    ("text_input", pb.TYPE_STRING, [1]),
-    ("input_ids", pb.TYPE_INT32, [-1]),
-    ("max_tokens", pb.TYPE_INT32, [1]),
-    ("temperature", pb.TYPE_FP32, [1]),
-    ("top_k", pb.TYPE_INT32, [1]),
-    ("top_p", pb.TYPE_FP32, [1]),
-    ("seed", pb.TYPE_UINT64, [1]),
-    ("stop_words", pb.TYPE_STRING, [-1]),
-    ("stream", pb.TYPE_BOOL, [1]),
-    ("exclude_input_in_output", pb.TYPE_BOOL, [1]),
-)
-_TEXT_OUTPUTS = (
-    ("text_output", pb.TYPE_STRING, [1]),
-    ("output_ids", pb.TYPE_INT32, [-1]),
-    ("finish_reason", pb.TYPE_STRING, [1]),
-    ("num_input_tokens", pb.TYPE_UINT32, [1]),
-    ("num_output_tokens", pb.TYPE_UINT32, [1]),
-)
-
 PREVIOUS = "gptport_previous"
 
 # The text model computes one token before Triton calls it ready. The step model cannot be warmed up: Triton's warm-up passes the
@@ -96,10 +75,11 @@ def parse(path: Path) -> pb.ModelConfig:
 
 
 def text_model(manifest: Manifest, version: int, previous: int | None, serving: Serving = Serving()) -> bytes:
-    """config.pbtxt of NAME: text in, text out. It serves this version and no other; `previous` is the one served before."""
+    """config.pbtxt of NAME: text in, text out. It serves this version and no other; `previous` is the one served before.
+
+    Its inputs and outputs are not here: the backend completes them when it loads the model.
+    """
     config = pb.ModelConfig(name=manifest.name, backend="gptport", max_batch_size=0)
-    config.input.extend(pb.ModelInput(name=n, data_type=t, dims=d, optional=True) for n, t, d in _TEXT_INPUTS)
-    config.output.extend(pb.ModelOutput(name=n, data_type=t, dims=d) for n, t, d in _TEXT_OUTPUTS)
     config.model_transaction_policy.decoupled = True
     _add_warmup(config)
     if serving.threads is not None:

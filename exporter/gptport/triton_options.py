@@ -91,7 +91,6 @@ def command_line(
     if knows(_CLIENT_SHM):  # since 26.04, where it is off unless asked for
         values[_CLIENT_SHM] = str(_is_loopback(address.host)).lower()
     listed = [f"--{name}={value}" for name, value in values.items()]
-    listed.append("--disable-auto-complete-config")
     listed += [f"--load-model={name}" for name in models]
     for backend in ("python", "gptport", "onnxruntime"):
         listed.append(f"--backend-config={backend},shm-region-prefix-name={region_prefix}")

@@ -12,7 +12,8 @@ import tiny_gpt
 from gptport_backend import manifest as manifests
 from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.generation import Vocabulary
-from gptport_backend.request import NUMPY_TYPES, PARAMETERS, parse
+from gptport_backend.parameters import PARAMETERS
+from gptport_backend.request import NUMPY_TYPES, parse
 from gptport_backend.runner import Runner, RunnerOptions
 
 if TYPE_CHECKING:
