@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NOTHING_TO_CHOOSE = (
+    "there is no token to choose: either the model computed logits that are not finite numbers, or bad_words, "
+    "logit_bias_values and min_tokens leave none"
+)
 IDLE_SECONDS = 10.0  # without work, until the memory of the cache is given back
 STOP_SECONDS = (
     2.0  # for the step that runs while the engine is closed; a sink may also hang if the server is dead
@@ -45,10 +49,11 @@ STOP_SECONDS = (
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The most sequences that run at once, and the most tokens of prompts that one step computes."""
+    """The most sequences that run at once, tokens of prompts that one step computes, and requests that wait."""
 
     max_batch_size: int = 32
     max_prefill_tokens: int = 256
+    max_waiting: int = 1024
 
 
 class Engine:
@@ -69,6 +74,7 @@ class Engine:
         self._runner = runner
         self._vocabulary = vocabulary
         self._publisher = publisher
+        self._max_waiting = options.max_waiting
         self._scheduler: Scheduler[Generation] = Scheduler(options.max_batch_size, options.max_prefill_tokens)
         self._cache = KVCache(manifest.cache, options.max_batch_size, manifest.max_length, runner.memory)
         self._tally = Tally()
@@ -80,12 +86,22 @@ class Engine:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue a request; its answer goes to `sink`. RequestError or Unavailable if it is not taken."""
+        self._check_queue()  # before the work of preparing it
         generation = self._prepare(request, sink)
         with self._wake:
             if self._deadline is not None:
                 raise Unavailable("the server is shutting down; send the request to another one")
+            self._check_queue()
             self._inbox.append(generation)
             self._wake.notify()
+
+    def _check_queue(self) -> None:
+        waiting = len(self._inbox) + len(self._scheduler.waiting)
+        if waiting >= self._max_waiting:
+            raise Unavailable(
+                f"the queue is full: {waiting} requests wait, and max_waiting is {self._max_waiting}; "
+                "try again later, or send the request to another server"
+            )
 
     def close(self, drain_seconds: float) -> None:
         """Take no more requests, give those at hand `drain_seconds` to finish, then fail them."""
@@ -102,7 +118,10 @@ class Engine:
             prompt = tuple(self._vocabulary.tokenizer.encode_batch_fast([request.text])[0].ids)
         else:
             prompt = request.token_ids or ()
-            check_token_ids(prompt, self._manifest.vocab_size)
+            check_token_ids("input_ids", prompt, self._manifest.vocab_size)
+        biased = (token for token, _ in request.sampling.logit_bias)
+        check_token_ids("logit_bias_ids", biased, self._manifest.vocab_size)
+        check_token_ids("stop_token_ids", request.stop_token_ids, self._manifest.vocab_size)
         check_prompt_length(len(prompt), self._manifest.max_length, self._manifest.name)
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
         return Generation(request, prompt, limit, self._vocabulary, sink)
@@ -133,16 +152,16 @@ class Engine:
 
     def _step(self) -> None:
         """One turn of the loop: a request passes through it from top to bottom."""
-        self._drop_cancelled()
+        self._drop_ended()
         prefill = self._scheduler.next_prefill()
         if prefill is not None:
             self._prefill(prefill)
         if self._scheduler.decoding:
             self._decode(self._scheduler.decoding)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ended(self) -> None:
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._advance(generation, generation.check_cancelled)
+            self._advance(generation, generation.check_time)
 
     def _prefill(self, prefill: Prefill[Generation]) -> None:
         end = prefill.start + prefill.count
@@ -167,10 +186,11 @@ class Engine:
 
     def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
         """Sample a token for each row and pass it on; whoever is done leaves."""
+        logits = logits.astype(np.float32, copy=False)
         tokens = sample(logits, [generation.sampler for generation in generations])
         for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
             if not np.isfinite(logits[row, token]):
-                self._fail([generation], "the model computed logits that are not finite numbers")
+                self._fail([generation], NOTHING_TO_CHOOSE)
                 continue
             self._tally.output_tokens += 1
             self._advance(generation, partial(generation.accept, token))

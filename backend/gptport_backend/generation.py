@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gptport_backend.processors import Forbidden
 from gptport_backend.sampling import Sampler
 from gptport_backend.sequence import FinishReason, Piece, Sequence, Sink
 from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
@@ -29,6 +31,12 @@ class Vocabulary:
         """The vocabulary of `tokenizer`, in which the ids `eos` end a text."""
         return cls(tokenizer, unsettled_tokens(tokenizer), max(map(len, tokenizer.get_vocab())), eos)
 
+    def forbidden(self, request: GenerationRequest) -> Forbidden:
+        """The tokens that must not come in the answer to `request`."""
+        texts = [text for word in request.bad_words for text in (word, f" {word}")]
+        words = {tuple(self.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts}
+        return Forbidden(tuple(self.eos.union(request.stop_token_ids)), tuple(filter(None, words)))
+
 
 class Generation(Sequence):
     """A sequence with its sampler, its text and its sink."""
@@ -41,12 +49,13 @@ class Generation(Sequence):
         vocabulary: Vocabulary,
         sink: Sink,
     ) -> None:
-        super().__init__(prompt, limit)
-        self.sampler = Sampler(request.sampling)
+        super().__init__(prompt, limit, request.priority)
+        self.sampler = Sampler(request.sampling, prompt, vocabulary.forbidden(request))
         self.sink = sink
         self.finish_reason: FinishReason = ""
         self._stream = request.stream
-        self._eos = vocabulary.eos
+        self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
+        self._deadline = float("inf") if request.timeout is None else time.monotonic() + request.timeout
         self._detokenizer = Detokenizer(vocabulary.tokenizer, vocabulary.unsettled, prompt)
         self._stop = StopFilter(request.stop_words)
         self._sent = 0  # tokens of the output that were in a response
@@ -58,7 +67,7 @@ class Generation(Sequence):
     def accept(self, token: int) -> None:
         """Append the token that was sampled; sends a piece if there is one, and may end the sequence."""
         self.output.append(token)
-        if token in self._eos:
+        if token in self._ends:
             self.finish("stop")
             return
         self._text += self._stop.push(self._detokenizer.push(token))
@@ -69,10 +78,12 @@ class Generation(Sequence):
         elif self._stream and self._text:
             self._send()
 
-    def check_cancelled(self) -> None:
-        """End the sequence if nobody waits for it anymore."""
+    def check_time(self) -> None:
+        """End the sequence if its time is over, or nobody waits for it anymore."""
         if self.sink.is_cancelled():
             self.finish("cancelled")
+        elif time.monotonic() >= self._deadline:
+            self.finish("timeout")
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence and send the last piece, with all text still held back."""
@@ -90,6 +101,7 @@ class Generation(Sequence):
             finish_reason=self.finish_reason,
             num_input_tokens=len(self.prompt),
             num_output_tokens=len(self.output),
+            logprobs=tuple(self.sampler.logprobs[self._sent :]),
         )
         self._sent = len(self.output)
         self._text = ""

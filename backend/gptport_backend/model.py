@@ -47,7 +47,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
-        options = EngineOptions(**_integers(config, "max_batch_size", "max_prefill_tokens"))
+        options = EngineOptions(**_integers(config, "max_batch_size", "max_prefill_tokens", "max_waiting"))
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
         runner_options = RunnerOptions(
             device, int(args["model_instance_device_id"]), **_integers(config, "threads")
@@ -130,6 +130,7 @@ class TritonSink:
 def _response(piece: Piece) -> Any:
     return pb_utils.InferenceResponse(
         [
+            *_logprobs(piece),
             _bytes("text_output", piece.text),
             pb_utils.Tensor("output_ids", np.array(piece.token_ids, np.int32)),
             _bytes("finish_reason", piece.finish_reason),
@@ -137,6 +138,17 @@ def _response(piece: Piece) -> Any:
             pb_utils.Tensor("num_output_tokens", np.array([piece.num_output_tokens], np.uint32)),
         ]
     )
+
+
+def _logprobs(piece: Piece) -> list[Any]:
+    """Nothing unless they were asked for."""
+    if not piece.logprobs:
+        return []
+    return [
+        pb_utils.Tensor("output_log_probs", np.array([each.token for each in piece.logprobs], np.float32)),
+        pb_utils.Tensor("top_log_prob_ids", np.array([each.top_ids for each in piece.logprobs], np.int32)),
+        pb_utils.Tensor("top_log_probs", np.array([each.top for each in piece.logprobs], np.float32)),
+    ]
 
 
 def _bytes(name: str, text: str) -> Any:

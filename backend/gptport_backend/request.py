@@ -13,7 +13,7 @@ from gptport_backend.errors import RequestError
 from gptport_backend.parameters import PARAMETERS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from gptport_backend.parameters import Parameter
 
@@ -33,10 +33,23 @@ NUMPY_TYPES: dict[str, type[Any]] = {
 class SamplingParameters:
     """How the next token is chosen; see docs/protocol.md, "Sampling, exactly"."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        """True if every token may be drawn."""
+        return not self.top_k and self.top_p == 1 and self.min_p == 0 and self.typical_p == 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,11 @@ class GenerationRequest:
     max_tokens: int
     sampling: SamplingParameters
     stop_words: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    bad_words: tuple[str, ...]
+    ignore_eos: bool
+    timeout: float | None
+    priority: int
     stream: bool
     exclude_input: bool
 
@@ -62,23 +80,53 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
     if (value["text_input"] is None) == (value["input_ids"] is None):
         found = "neither" if value["text_input"] is None else "both"
         raise RequestError(f"the request has {found} of text_input and input_ids; send exactly one of them")
-    seed = value["seed"] if value["seed"] is not None else secrets.randbits(64)
     return GenerationRequest(
         text=value["text_input"],
         token_ids=value["input_ids"],
         max_tokens=value["max_tokens"],
-        sampling=SamplingParameters(value["temperature"], value["top_k"], value["top_p"], seed),
+        sampling=_sampling(value),
         stop_words=value["stop_words"],
+        stop_token_ids=value["stop_token_ids"],
+        bad_words=value["bad_words"],
+        ignore_eos=value["ignore_eos"],
+        timeout=value["timeout"],
+        priority=value["priority"],
         stream=value["stream"],
         exclude_input=value["exclude_input_in_output"],
     )
 
 
-def check_token_ids(token_ids: tuple[int, ...], vocab_size: int) -> None:
-    """RequestError if an id of the prompt lies outside of the vocabulary."""
-    worst = max(token_ids)
+def _sampling(value: Mapping[str, Any]) -> SamplingParameters:
+    ids, biases = value["logit_bias_ids"], value["logit_bias_values"]
+    if len(ids) != len(biases):
+        raise RequestError(
+            f"logit_bias_values has {len(biases)} numbers for {len(ids)} logit_bias_ids; send one for each"
+        )
+    if value["min_tokens"] > value["max_tokens"]:
+        raise RequestError(
+            f"min_tokens is {value['min_tokens']}; it must be at most max_tokens, which is {value['max_tokens']}"
+        )
+    return SamplingParameters(
+        temperature=value["temperature"],
+        top_k=value["top_k"],
+        top_p=value["top_p"],
+        seed=value["seed"] if value["seed"] is not None else secrets.randbits(64),
+        min_p=value["min_p"],
+        typical_p=value["typical_p"],
+        repetition_penalty=value["repetition_penalty"],
+        presence_penalty=value["presence_penalty"],
+        frequency_penalty=value["frequency_penalty"],
+        logit_bias=tuple(zip(ids, biases, strict=True)),
+        min_tokens=value["min_tokens"],
+        logprobs=value["logprobs"],
+    )
+
+
+def check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """RequestError if an id of a list lies outside of the vocabulary."""
+    worst = max(token_ids, default=0)
     if worst >= vocab_size:
-        raise RequestError(f"input_ids has the id {worst}; the vocabulary ends at {vocab_size - 1}")
+        raise RequestError(f"{field} has the id {worst}; the vocabulary ends at {vocab_size - 1}")
 
 
 def check_prompt_characters(text: str, max_length: int, longest_token: int, model: str) -> None:

@@ -1,7 +1,8 @@
-"""Who runs next. First come, first served; rows of the KV cache are the indices of `running`."""
+"""Who runs next. By priority, then first come, first served; rows of the KV cache are the indices of `running`."""
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -58,8 +59,8 @@ class Scheduler(Generic[S]):
         return self.running[: self._decoding_count()]
 
     def add(self, sequence: S) -> None:
-        """Let `sequence` wait for its turn."""
-        self.waiting.append(sequence)
+        """Let `sequence` wait for its turn: behind those of its priority."""
+        bisect.insort(self.waiting, sequence, key=lambda waiting: waiting.priority)
 
     def next_prefill(self) -> Prefill[S] | None:
         """The prompts to compute in this step; the sequences admitted for it are running from now on."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-FinishReason = Literal["", "stop", "length", "cancelled"]
+if TYPE_CHECKING:
+    from gptport_backend.sampling import Logprobs
+
+FinishReason = Literal["", "stop", "length", "cancelled", "timeout"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Piece:
     finish_reason: FinishReason
     num_input_tokens: int
     num_output_tokens: int
+    logprobs: tuple[Logprobs, ...] = ()  # of `token_ids`, if they were asked for
 
 
 class Sink(Protocol):
@@ -41,6 +45,7 @@ class Sequence:
 
     prompt: tuple[int, ...]
     limit: int  # most new tokens
+    priority: int = 0  # the smallest one runs first
     output: list[int] = field(default_factory=list)
     computed: int = 0
 

@@ -67,7 +67,7 @@ def test_the_lower_id_is_first_among_equals(values: list[int], threshold: int) -
 def test_greedy_and_sampled_rows_share_a_batch() -> None:
     logits = np.array([[0, 9, 1], [0, 1, 9], [9, 9, 0]], np.float32)
     greedy = SamplingParameters(0.0, 0, 1.0, 0)
-    samplers = [Sampler(greedy), Sampler(SamplingParameters(1.0, 1, 1.0, 0)), Sampler(greedy)]
+    samplers = [Sampler(greedy), Sampler(SamplingParameters(1.0, top_k=1)), Sampler(greedy)]
     assert sample(logits, samplers) == [1, 2, 0]
 
 

@@ -1,4 +1,4 @@
-"""First come, first served; decoded rows without a gap; a bounded amount of prompt a step."""
+"""By priority, then first come, first served; decoded rows without a gap; a bounded amount of prompt a step."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def test_prompts_that_fit_together_are_computed_together() -> None:
     assert prefill(scheduler) == first  # a fourth would make it 4 × 10 tokens
     assert prefill(scheduler) == [later]
     assert scheduler.decoding == [*first, later]
+
+
+def test_the_smallest_priority_runs_first_then_the_first_that_came() -> None:
+    scheduler: Scheduler[Sequence] = Scheduler(max_slots=1, max_prefill_tokens=32)
+    for priority in (0, 5, -1, 0, -1):
+        scheduler.add(Sequence(prompt=(1,), limit=10, priority=priority))
+    arrived = list(scheduler.waiting)
+    assert [item.priority for item in arrived] == [-1, -1, 0, 0, 5]
+    assert prefill(scheduler) == arrived[:1]
 
 
 def test_a_long_prompt_is_computed_in_chunks_behind_those_that_are_decoded() -> None:
