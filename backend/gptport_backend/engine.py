@@ -179,6 +179,7 @@ class Engine:
         used = [generation.computed for generation in self._scheduler.running]
         self._cache.reserve(len(used), max(used) + 1, used)
         tokens = [generation.output[-1] for generation in generations]
+        self._tally.batch_size = len(generations)
         logits = self._runner.decode(self._cache, tokens, used[: len(generations)])
         for generation in generations:
             generation.computed += 1
@@ -188,12 +189,21 @@ class Engine:
         """Sample a token for each row and pass it on; whoever is done leaves."""
         logits = logits.astype(np.float32, copy=False)
         tokens = sample(logits, [generation.sampler for generation in generations])
+        now = time.monotonic()
         for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
             if not np.isfinite(logits[row, token]):
                 self._fail([generation], NOTHING_TO_CHOOSE)
                 continue
-            self._tally.output_tokens += 1
+            self._count_token(generation, now)
             self._advance(generation, partial(generation.accept, token))
+
+    def _count_token(self, generation: Generation, now: float) -> None:
+        self._tally.output_tokens += 1
+        if generation.output:
+            self._tally.next_token.observe(now - generation.token_at)
+        else:
+            self._tally.first_token.observe(now - generation.arrived)
+        generation.token_at = now
 
     def _advance(self, generation: Generation, step: Callable[[], None]) -> None:
         """Do something for one generation alone; if it fails, the others go on."""
@@ -209,6 +219,7 @@ class Engine:
     def _leave(self, generation: Generation) -> None:
         """Free the row of a generation that has ended."""
         self._tally.finished[generation.finish_reason or "error"] += 1
+        self._tally.request.observe(time.monotonic() - generation.arrived)
         for move in self._scheduler.remove(generation):
             self._cache.move(move, self._scheduler.running[move.target].computed)
 

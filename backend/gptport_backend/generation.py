@@ -55,7 +55,9 @@ class Generation(Sequence):
         self.finish_reason: FinishReason = ""
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
-        self._deadline = float("inf") if request.timeout is None else time.monotonic() + request.timeout
+        self.arrived = time.monotonic()
+        self.token_at = 0.0  # when the last token came
+        self._deadline = float("inf") if request.timeout is None else self.arrived + request.timeout
         self._detokenizer = Detokenizer(vocabulary.tokenizer, vocabulary.unsettled, prompt)
         self._stop = StopFilter(request.stop_words)
         self._sent = 0  # tokens of the output that were in a response

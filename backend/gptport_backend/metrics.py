@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 PUBLISH_SECONDS = 0.5
+# From a decode step of a small model to a long answer on a busy machine.
+BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+
+
+@dataclass
+class Seconds:
+    """How many durations were at most as long as each of BOUNDS, or longer; and their sum."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    total: float = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count a duration."""
+        self.counts[bisect.bisect_left(BOUNDS, seconds)] += 1
+        self.total += seconds
 
 
 @dataclass
@@ -17,6 +33,10 @@ class Tally:
     input_tokens: int = 0
     output_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)  # by finish reason; "error" for failures
+    first_token: Seconds = field(default_factory=Seconds)  # from the arrival of a request
+    next_token: Seconds = field(default_factory=Seconds)  # from the token before
+    request: Seconds = field(default_factory=Seconds)  # from its arrival to its end
+    batch_size: int = 0  # of the last decode step
     running: int = 0
     waiting: int = 0
     cache_bytes: int = 0
@@ -41,7 +61,7 @@ class TritonPublisher:
         self._gauge = pb_utils.MetricFamily.GAUGE
         self._family = pb_utils.MetricFamily
         self._families: dict[str, Any] = {}
-        self._metrics: dict[tuple[str, str], tuple[Any, float]] = {}
+        self._metrics: dict[tuple[str, ...], tuple[Any, float]] = {}
         self._next = 0.0
 
     def publish(self, tally: Tally) -> None:
@@ -53,27 +73,43 @@ class TritonPublisher:
         self._count("gptport_input_tokens_total", "Tokens of prompts computed", tally.input_tokens)
         self._count("gptport_output_tokens_total", "Tokens generated", tally.output_tokens)
         for reason, count in tally.finished.items():
-            self._count("gptport_requests_total", "Requests ended, by finish reason", count, reason)
+            self._count(
+                "gptport_requests_total", "Requests ended, by finish reason", count, finish_reason=reason
+            )
+        self._distribute("gptport_time_to_first_token_seconds", "Arrival to first token", tally.first_token)
+        self._distribute("gptport_inter_token_seconds", "One token to the next", tally.next_token)
+        self._distribute("gptport_request_seconds", "Arrival to end of a request", tally.request)
+        self._show("gptport_batch_size", "Requests in the last decode step", tally.batch_size)
         self._show("gptport_running", "Requests that are computed now", tally.running)
         self._show("gptport_waiting", "Requests that wait for a slot", tally.waiting)
         self._show("gptport_kv_cache_bytes", "Memory of the KV cache", tally.cache_bytes)
 
-    def _count(self, name: str, description: str, value: float, reason: str = "") -> None:
-        metric, shown = self._metric(name, description, self._counter, reason)
+    def _distribute(self, name: str, description: str, seconds: Seconds) -> None:
+        """A histogram as Prometheus reads it, of counters: Triton before 24.12 offers no other way."""
+        upto = 0
+        for bound, count in zip((*BOUNDS, float("inf")), seconds.counts, strict=True):
+            upto += count
+            label = "+Inf" if bound == float("inf") else str(bound)
+            self._count(f"{name}_bucket", f"{description}, how many at most so long", upto, le=label)
+        self._count(f"{name}_count", f"{description}, how many", upto)
+        self._count(f"{name}_sum", f"{description}, all together", seconds.total)
+
+    def _count(self, name: str, description: str, value: float, **labels: str) -> None:
+        metric, shown = self._metric(name, description, self._counter, labels)
         if value > shown:
             metric.increment(value - shown)
-            self._metrics[name, reason] = (metric, value)
+            self._metrics[name, *labels.values()] = (metric, value)
 
     def _show(self, name: str, description: str, value: float) -> None:
-        metric, shown = self._metric(name, description, self._gauge, "")
+        metric, shown = self._metric(name, description, self._gauge, {})
         if value != shown:
             metric.set(value)
-            self._metrics[name, ""] = (metric, value)
+            self._metrics[name,] = (metric, value)
 
-    def _metric(self, name: str, description: str, kind: Any, reason: str) -> tuple[Any, float]:
-        if (name, reason) not in self._metrics:
+    def _metric(self, name: str, description: str, kind: Any, labels: dict[str, str]) -> tuple[Any, float]:
+        key = (name, *labels.values())
+        if key not in self._metrics:
             if name not in self._families:
                 self._families[name] = self._family(name=name, description=description, kind=kind)
-            labels = {**self._labels, "finish_reason": reason} if reason else self._labels
-            self._metrics[name, reason] = (self._families[name].Metric(labels=labels), 0.0)
-        return self._metrics[name, reason]
+            self._metrics[key] = (self._families[name].Metric(labels={**self._labels, **labels}), 0.0)
+        return self._metrics[key]

@@ -92,7 +92,7 @@ PARAMETERS = (
         "typical_p",
         "FP32",
         1.0,
-        "above 0, to 1",
+        "above 0, at most 1",
         "keep the tokens nearest to the expected surprise whose probability reaches p",
         lambda p: 0 < p <= 1,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -104,13 +105,17 @@ def test_a_timeout_ends_the_answer_with_what_is_there(serve: Callable[..., Serve
 
 def test_a_full_queue_refuses_at_once_and_answers_what_it_took(serve: Callable[..., Served]) -> None:
     served = serve(max_batch_size=4, max_waiting=50)
+    all_sent = threading.Event()
+    prefill = served.runner.prefill
+    served.runner.prefill = lambda *arguments: all_sent.wait(30) and prefill(*arguments)  # type: ignore[method-assign]
     answers, refusals = [], set()
     for number in range(1000):
         try:
             answers.append(served.ask(text_input=f"{number}", max_tokens=5))
         except Unavailable as error:
             refusals.add(str(error))
-    assert refusals
+    all_sent.set()
+    assert 50 <= len(answers) <= 54
     assert all("max_waiting is 50; try again later" in refusal for refusal in refusals)
     assert all(answer.wait().finish_reason == "length" for answer in answers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from gptport_backend.metrics import Tally, TritonPublisher
+from gptport_backend.metrics import BOUNDS, Seconds, Tally, TritonPublisher
 
 SHOWN: dict[tuple[str, str], float] = {}
 
@@ -20,7 +20,7 @@ class Family:
         self.name, self.kind = name, kind
 
     def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
-        key = (self.name, labels.get("finish_reason", ""))
+        key = (self.name, labels.get("finish_reason", labels.get("le", "")))
         SHOWN[key] = 0
 
         def increment(value: float) -> None:
@@ -49,3 +49,21 @@ def test_counts_are_published_as_differences_and_at_rest_always() -> None:
     assert SHOWN["gptport_output_tokens_total", ""] == 9
     assert SHOWN["gptport_requests_total", "length"] == 2
     assert SHOWN["gptport_running", ""] == 0
+
+
+def test_durations_are_a_histogram_as_prometheus_reads_it() -> None:
+    publisher = TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny")
+    tally = Tally()
+    for seconds in (0.001, 0.005, 0.3, 1000.0):
+        tally.request.observe(seconds)
+    publisher.publish(tally)
+    name = "gptport_request_seconds"
+    buckets = {label: count for (metric, label), count in SHOWN.items() if metric == f"{name}_bucket"}
+    assert list(buckets) == [*map(str, BOUNDS), "+Inf"]
+    assert (buckets["0.005"], buckets["0.2"], buckets["0.5"], buckets["100.0"]) == (2, 2, 3, 3)
+    assert buckets["+Inf"] == SHOWN[f"{name}_count", ""] == 4
+    assert SHOWN[f"{name}_sum", ""] == 1000.306
+
+
+def test_nothing_observed_is_nothing_counted() -> None:
+    assert sum(Seconds().counts) == 0
