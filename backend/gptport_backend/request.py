@@ -46,11 +46,6 @@ class SamplingParameters:
     min_tokens: int = 0
     logprobs: int | None = None
 
-    @property
-    def keeps_all(self) -> bool:
-        """True if every token may be drawn."""
-        return not self.top_k and self.top_p == 1 and self.min_p == 0 and self.typical_p == 1
-
 
 @dataclass(frozen=True)
 class GenerationRequest:

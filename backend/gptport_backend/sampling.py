@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 TokenArray: TypeAlias = NDArray[np.int64]
 
-# Sorting a whole vocabulary costs milliseconds. The token drawn is nearly always among those whose scaled logit is
-# near the largest one: these are sorted first, and more only where they do not decide.
-MARGINS = (6.0, 12.0, float("inf"))
+# Sorting a whole vocabulary costs milliseconds. Instead the tokens are counted into buckets by their scaled logit, and
+# only the bucket in which a cumulative probability is reached is sorted.
+BUCKETS_PER_UNIT = 16
+BUCKETS = 32 * BUCKETS_PER_UNIT
+NEAR = 6.0  # below the largest logit, where the likeliest few are looked for first
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Sampler:
         """Take note of the token that came of it."""
         self._history.append(token)
         if self._raw is not None:
-            top = _largest(self._raw, self._parameters.logprobs or 0)
+            top = likeliest(self._raw, self._parameters.logprobs or 0)
             self.logprobs.append(
                 Logprobs(float(self._raw[token]), tuple(top.tolist()), tuple(self._raw[top].tolist()))
             )
@@ -90,47 +92,87 @@ def sample(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
     return tokens
 
 
-def likeliest(values: NDArray[np.float32], threshold: float, most: int | None = None) -> TokenArray:
-    """The ids of the values from `threshold` up, largest first, the lower id first among equals; at most `most`."""
-    candidates = np.flatnonzero(values >= np.float32(threshold))
-    return candidates[np.argsort(-values[candidates], kind="stable")][:most]
+class Buckets:
+    """Tokens by their probability, the likeliest first, without sorting them all.
+
+    The exponentials are in float32, many times faster: a rounding error of 1e-7 of each, of their sum far less.
+    """
+
+    def __init__(self, scaled: Logits) -> None:
+        with np.errstate(over="ignore"):  # of what is so unlikely that it goes to the last bucket anyway
+            depth = scaled.max() - scaled
+            place = np.minimum(depth * np.float32(BUCKETS_PER_UNIT), BUCKETS - 1)
+        self._scaled = scaled
+        self._weights = np.exp(-depth)
+        self._of_token = place.astype(np.int32)
+        mass = np.bincount(self._of_token, self._weights, BUCKETS).cumsum()
+        self.total = float(mass[-1])
+        self._mass = mass / self.total
+
+    def at_least(self, share: float) -> TokenArray:
+        """The tokens that are at least about `share` as likely as the likeliest: rather too many than too few."""
+        return np.flatnonzero(self._weights >= np.float32(0.999 * share))
+
+    def reach(self, probability: float) -> float:
+        """The cumulative probability of the shortest prefix that has at least `probability`."""
+        _, cumulative = self._bucket(int(np.searchsorted(self._mass, probability)))
+        return float(cumulative[min(int(np.searchsorted(cumulative, probability)), cumulative.size - 1)])
+
+    def token_at(self, probability: float) -> int:
+        """The first token whose cumulative probability exceeds `probability`, less than 1."""
+        order, cumulative = self._bucket(int(np.searchsorted(self._mass, probability, side="right")))
+        place = int(np.searchsorted(cumulative, probability, side="right"))
+        return int(order[min(place, order.size - 1)])
+
+    def _bucket(self, bucket: int) -> tuple[TokenArray, NDArray[np.float64]]:
+        """Its tokens, the likeliest first, and the cumulative probability up to each."""
+        members = np.flatnonzero(self._of_token == bucket)
+        order = members[np.argsort(-self._scaled[members], kind="stable")]
+        before = self._mass[bucket - 1] if bucket else 0.0
+        return order, before + self._weights[order].cumsum(dtype=np.float64) / self.total
+
+
+def likeliest(values: NDArray[np.floating[Any]], count: int) -> TokenArray:
+    """The ids of the `count` largest values, largest first, the lower id first among equals."""
+    if not count:
+        return np.empty(0, np.int64)
+    candidates = np.flatnonzero(values >= values.max() - NEAR)
+    if candidates.size < count:
+        candidates = np.arange(values.size)
+    if candidates.size > count:
+        least = np.partition(values[candidates], -count)[-count]
+        candidates = candidates[values[candidates] >= least]
+    return _sorted(values, candidates)[:count]
+
+
+def _sorted(values: NDArray[np.floating[Any]], ids: TokenArray) -> TokenArray:
+    """Ascending `ids` in the order of their values, largest first; the sort is stable, so the lower id stays first."""
+    return ids[np.argsort(-values[ids], kind="stable")]
 
 
 def _draw(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
-    """The token at `u`, looked for among the likeliest ones first."""
-    top = float(scaled.max())
-    top_k = min(parameters.top_k or scaled.size, scaled.size)
-    # In float32, many times faster: the errors of thousands of values, 1e-7 of each, leave some 1e-9 of the sum.
-    total = np.exp(scaled - np.float32(top)).sum(dtype=np.float64) if top_k == scaled.size else np.inf
-    for margin in MARGINS:
-        order = likeliest(scaled, top - margin, top_k)
-        weights = np.exp(scaled[order].astype(np.float64) - top)
-        complete = order.size == top_k
-        cumulative = np.cumsum(weights) / (weights.sum() if complete else total)
-        if complete or _decided(cumulative, weights, parameters):
-            return int(order[_choose(cumulative, weights, parameters, u)])
-        if parameters.keeps_all and cumulative[-1] > u:  # the sum of all is 1
-            return int(order[np.searchsorted(cumulative, u, side="right")])
-    raise AssertionError("the last margin takes all tokens")
+    """The token at `u` of those that the parameters keep."""
+    if parameters.top_k:
+        order = likeliest(scaled, parameters.top_k)
+        return int(order[_choose(_weights(scaled, order), None, parameters, u)])
+    buckets = Buckets(scaled)
+    if parameters.min_p == 0 and parameters.typical_p == 1:
+        return buckets.token_at(u * buckets.reach(parameters.top_p))
+    order = _sorted(scaled, buckets.at_least(parameters.min_p))
+    total = None if order.size == scaled.size else buckets.total
+    return int(order[_choose(_weights(scaled, order), total, parameters, u)])
 
 
-def _decided(
-    cumulative: NDArray[np.float64], weights: NDArray[np.float64], parameters: SamplingParameters
-) -> bool:
-    """True if top_p and min_p keep none but these likeliest tokens."""
-    if not cumulative[-1]:  # the sum of all is not known: top_k would keep more than these
-        return False
-    reached = parameters.top_p < 1 and cumulative[-1] >= parameters.top_p
-    return bool(reached or weights[-1] < parameters.min_p)
+def _weights(scaled: Logits, order: TokenArray) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]]))
+    return weights
 
 
 def _choose(
-    cumulative: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    parameters: SamplingParameters,
-    u: float,
+    weights: NDArray[np.float64], total: float | None, parameters: SamplingParameters, u: float
 ) -> int:
-    """Index of the token at `u`, of those that top_p, min_p and typical_p keep."""
+    """Index of the token at `u`, of those that top_p, min_p and typical_p keep; `total` is their own sum if None."""
+    cumulative = np.cumsum(weights) / (weights.sum() if total is None else total)
     reached = int(np.searchsorted(cumulative, parameters.top_p)) + 1
     likely = int(np.count_nonzero(weights >= parameters.min_p))
     cumulative = cumulative[: max(1, min(reached, likely))]
@@ -159,12 +201,3 @@ def _log_softmax(logits: Logits) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - float(logits.max())
     logarithms: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return logarithms
-
-
-def _largest(values: NDArray[np.float64], count: int) -> TokenArray:
-    """Ids of the `count` largest values, largest first, the lower id first among equals."""
-    if not count:
-        return np.empty(0, np.int64)
-    least = np.partition(values, max(values.size - count, 0))[max(values.size - count, 0)]
-    candidates = np.flatnonzero(values >= least)
-    return candidates[np.argsort(-values[candidates], kind="stable")][:count]

@@ -56,12 +56,19 @@ def test_every_draw_is_the_protocols(
     assert drawn == by_the_book(logits, parameters, 20)
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=50), st.integers(0, 5))
-def test_the_lower_id_is_first_among_equals(values: list[int], threshold: int) -> None:
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=50), st.integers(0, 60))
+def test_the_lower_id_is_first_among_equals(values: list[int], count: int) -> None:
     scaled = np.array(values, np.float32)
     everything = np.argsort(-scaled, kind="stable")
-    assert likeliest(scaled, float("-inf")).tolist() == everything.tolist()
-    assert likeliest(scaled, threshold).tolist() == everything[: np.sum(scaled >= threshold)].tolist()
+    assert likeliest(scaled, count).tolist() == everything[:count].tolist()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_must_not_come_is_never_drawn() -> None:
+    logits = np.array([-np.inf, 1, -3e38, -np.inf, 2], np.float32)
+    for kept in ({}, {"top_k": 4}, {"min_p": 0.001}, {"typical_p": 0.99}, {"top_p": 0.999}):
+        sampler = Sampler(SamplingParameters(temperature=0.5, **kept))
+        assert {sampler.draw(logits) for _ in range(200)} <= {1, 4}
 
 
 def test_greedy_and_sampled_rows_share_a_batch() -> None:
