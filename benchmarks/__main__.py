@@ -38,8 +38,7 @@ def main() -> int:
 
 def _decode(options: argparse.Namespace) -> Iterator[Run]:
     for race in _chosen(decode.RACES, options):
-        peers = [name for name in race.peers if options.peer is None or name in options.peer]
-        yield partial(decode.run, race, peers, options.turns, options.threads)
+        yield partial(decode.run, race, _peers(race, options), options.turns, options.threads)
 
 
 def _export(options: argparse.Namespace) -> Iterator[Run]:
@@ -50,7 +49,7 @@ def _export(options: argparse.Namespace) -> Iterator[Run]:
 
 def _nodes(options: argparse.Namespace) -> Iterator[Run]:
     for race in _chosen(nodes.compared(), options):
-        yield partial(nodes.run, race, options.threads)
+        yield partial(nodes.run, race, _peers(race, options), options.threads)
 
 
 def _profile(options: argparse.Namespace) -> Iterator[Run]:
@@ -65,6 +64,10 @@ def _all(options: argparse.Namespace) -> Iterator[Run]:
 
 def _chosen(races: Sequence[AnyRace], options: argparse.Namespace) -> list[AnyRace]:
     return [race for race in races if all(word in race.name for word in options.only)]
+
+
+def _peers(race: decode.Race, options: argparse.Namespace) -> list[str]:
+    return [name for name in race.peers if options.peer is None or name in options.peer]
 
 
 _COMMANDS = {"decode": _decode, "export": _export, "nodes": _nodes, "profile": _profile, "all": _all}

@@ -112,16 +112,16 @@ def job(race: Race, peer: str, threads: int) -> Job:
 
 
 def prepare(job: Job, peer: str) -> None:
-    """Make what `peer` runs, unless it is there; ours is made anew, since it is what is worked on."""
-    done = _beside(job, "prepared")
-    if done.is_file() and peer != OURS:
+    """Make what `peer` runs, unless it is there; anew if the peer has changed, and ours always, which is worked on."""
+    done, version = _beside(job, "prepared"), environment.digest(peer)
+    if peer != OURS and done.is_file() and done.read_text() == version:
         return
     sys.stderr.write(f"preparing {job.folder.relative_to(CACHE)}\n")
     done.unlink(missing_ok=True)
     shutil.rmtree(job.folder, ignore_errors=True)
     job.folder.mkdir(parents=True)
     _act(job, peer, "prepare")
-    done.touch()
+    done.write_text(version)
 
 
 def _act(job: Job, peer: str, action: str, *arguments: str) -> process.Finished:

@@ -34,6 +34,12 @@ def python(peer: str) -> Path:
     return folder / "bin" / "python"
 
 
+def digest(peer: str) -> str:
+    """The sha256 of the peer's module and requirements: what it has made is as old as these."""
+    files = (REQUIREMENTS / f"{peer}.py", REQUIREMENTS / f"{peer}.txt")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()
+
+
 def _make(folder: Path, requirements: Path) -> None:
     sys.stderr.write(f"installing {requirements.stem} into {folder.relative_to(ROOT)}\n")
     shutil.rmtree(folder, ignore_errors=True)

@@ -18,13 +18,11 @@ def compared() -> list[Race]:
     return [race for race in RACES if race.peers.keys() & GRAPHS.keys()]
 
 
-def run(race: Race, threads: int) -> Result:
-    """Count the nodes of each exporter's graph of the model of `race`."""
+def run(race: Race, peers: list[str], threads: int) -> Result:
+    """Count the nodes of the graphs that gptport and those of `peers` that write one make of the model of `race`."""
     config = json.loads((job(race, OURS, threads).checkpoint / "config.json").read_text(encoding="utf-8"))
     layers = config.get("num_hidden_layers") or config["n_layer"]
-    contestants = [
-        _counted(race, name, layers, threads) for name in GRAPHS if name == OURS or name in race.peers
-    ]
+    contestants = [_counted(race, name, layers, threads) for name in GRAPHS if name == OURS or name in peers]
     ours = contestants[0].values[0]
     return Result(
         name=race.name.replace("decode", "nodes", 1),

@@ -55,7 +55,7 @@ def _model(job: Job) -> Path:
 
 
 def _convert(checkpoint: Path, target: Path) -> None:
-    """Write a Llama checkpoint as GGUF, without its tokenizer: the prompts are token ids."""
+    """Write a Llama checkpoint as GGUF, with placeholders for its vocabulary: the prompts are token ids."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
@@ -87,7 +87,13 @@ def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_tokenizer_model("no_vocab")
+    pieces = [
+        f"<{token}>" for token in range(config["vocab_size"])
+    ]  # without a vocabulary it does not decode
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([0.0] * len(pieces))
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(pieces))
 
 
 def _side_by_side(weight: NDArray[Any], heads: int) -> NDArray[Any]:
