@@ -1,9 +1,9 @@
 """Attention that a model writes out itself, outside of transformers' interface: softmax(q·kᵀ · scale + bias) · v.
 
-What the model does between its cache and the product with the values is followed symbolically: the keys and values that its
-What the model does between its cache and the product with the values is followed symbolically: the keys and values that its
-keys gives marked scores, which remember their query, scale and bias; the product of their softmax with marked values is the
-attention operator. Whatever is done to them that is not understood is refused by name.
+What the model does between its cache and the product with the values is followed symbolically. The keys and values that the cache
+returns, the mask and ALiBi are tensors of the class `Marked`, which have shapes but record nothing. A product with marked keys
+gives marked scores, which remember their query, scale and bias; the product of their softmax with marked values is the
+attention operator. Whatever else is done to them is refused by name.
 """
 
 from __future__ import annotations
