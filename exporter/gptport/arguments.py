@@ -201,7 +201,9 @@ def _add_inspect(commands: _Commands) -> argparse.ArgumentParser:
     command.add_argument(
         "model", type=Path, metavar="REPOSITORY/NAME", help="folder of a model, or of one of its versions"
     )
-    command.add_argument("--json", action="store_true", help="print the manifest as it is")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print the manifest as it is")
+    how.add_argument("--graph", action="store_true", help="count the nodes of the graph by operator")
     return command
 
 

@@ -30,7 +30,9 @@ _EXTRA_OF = {
     "onnx_ir": "export",
     "safetensors": "export",
     "rich": "export",
+    "onnx": "export",
     "onnxruntime": "export",
+    "netron": "view",
     "starlette": "gateway",
     "uvicorn": "gateway",
 }
@@ -148,7 +150,12 @@ def _inspect(options: argparse.Namespace) -> None:
 
     folder = manifest.version_folder(options.model)
     found = manifest.read(folder)
-    put(json.dumps(asdict(found), indent=2) if options.json else report.inspected(folder, found))
+    if options.graph:
+        from . import operator_counts
+
+        put(operator_counts.counted(folder, found))
+    else:
+        put(json.dumps(asdict(found), indent=2) if options.json else report.inspected(folder, found))
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {

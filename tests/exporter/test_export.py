@@ -357,3 +357,12 @@ def test_a_disk_that_fills_up_leaves_nothing(gpt2, tmp_path, monkeypatch, capsys
     assert cli.main(["export", str(gpt2), "--repository", str(tmp_path / "repository")]) == 1
     assert "No space left on device; nothing was changed" in " ".join(capsys.readouterr().err.split())
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_the_nodes_of_a_graph_are_counted(gpt2, exported, capsys):
+    version = exported(gpt2).folders["gpt2"]
+    assert cli.main(["inspect", str(version), "--graph"]) == 0
+    rows = {row.split()[0]: row.split()[1:] for row in capsys.readouterr().out.splitlines()}
+    assert rows["com.microsoft.GroupQueryAttention"] == ["3", "1", "0"]
+    assert rows["MatMul"] == ["12", "4", "0"]
+    assert rows["all"][:2] == [str(len(operators(version))), "9"]

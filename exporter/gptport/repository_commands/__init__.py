@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from . import doctor, rollback, verify
+from . import doctor, rollback, verify, view
 
-COMMANDS = {"verify": verify, "rollback": rollback, "doctor": doctor}
+COMMANDS = {"verify": verify, "rollback": rollback, "doctor": doctor, "view": view}

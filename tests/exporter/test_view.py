@@ -1,0 +1,24 @@
+"""`gptport view`, on a free port, without a browser."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+
+
+def test_netron_shows_the_graph_until_ctrl_c(gpt2, exported):
+    version = exported(gpt2).folders["gpt2"]
+    command = [sys.executable, "-m", "gptport.cli", "view", str(version), "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = next(line for line in process.stderr if "is shown at" in line)
+            url = re.search(r"http://127\.0\.0\.1:\d+", said)[0]
+            with urllib.request.urlopen(url, timeout=20) as page:
+                assert b"netron" in page.read().lower()
+        finally:
+            process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode in (0, 130)
