@@ -281,14 +281,44 @@ def _layer_norm(t: Translator, call: Call) -> list[ir.Value]:
     return [*out, *(ir.Value() for _ in call.results[1:])]
 
 
+def _mm(t: Translator, call: Call) -> list[ir.Value]:
+    return t.op(call, "MatMul", *(t.operand(call, each) for each in call.arguments))
+
+
+def _addmm(t: Translator, call: Call) -> list[ir.Value]:
+    bias, *matrices = (t.operand(call, each) for each in call.arguments)
+    return t.op(call, "Add", *t.op(call, "MatMul", *matrices), bias)
+
+
+def _turned(t: Translator, call: Call) -> list[ir.Value]:
+    return t.op(call, "Transpose", t.value(call.arguments[0]), perm=[1, 0])
+
+
+def _softmax(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis, *_ = call.arguments
+    return t.op(call, "Softmax", t.operand(call, x), axis=axis)
+
+
+def _topk(t: Translator, call: Call) -> list[ir.Value]:
+    x, count, axis = (*call.arguments, -1)[:3]
+    return t.op(call, "TopK", t.value(x), constant(t.graph, [count]), axis=axis, num_outputs=2)
+
+
+def _sum(t: Translator, call: Call) -> list[ir.Value]:
+    x, axes, keep = (*call.arguments, False)[:3]
+    return t.op(call, "ReduceSum", t.operand(call, x), constant(t.graph, list(axes)), keepdims=int(keep))
+
+
 def _dtype(t: Translator, call: Call) -> ir.DataType:
     return DTYPES[t.recording.dtypes[call.results[0].number]]
 
 
 TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
+    "aten::_softmax": _softmax,
     "aten::_to_copy": _cast,
     "aten::_unsafe_view": _reshape,
     "aten::add.Tensor": _elementwise("Add"),
+    "aten::addmm": _addmm,
     "aten::alias": _same,
     "aten::cat": _concat,
     "aten::clone": _same,
@@ -298,6 +328,7 @@ TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::expand": _broadcast,
     "aten::index_select": _index_select,
     "aten::mean.dim": _mean,
+    "aten::mm": _mm,
     "aten::mul.Tensor": _elementwise("Mul"),
     "aten::native_layer_norm": _layer_norm,
     "aten::neg": _elementwise("Neg"),
@@ -312,7 +343,10 @@ TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::split_with_sizes": _split,
     "aten::squeeze.dim": _squeeze,
     "aten::sub.Tensor": _elementwise("Sub"),
+    "aten::sum.dim_IntList": _sum,
+    "aten::t": _turned,
     "aten::tanh": _elementwise("Tanh"),
+    "aten::topk": _topk,
     "aten::transpose.int": _transpose,
     "aten::unsqueeze": _unsqueeze,
     "aten::view": _reshape,

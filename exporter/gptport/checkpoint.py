@@ -23,6 +23,7 @@ from .spec import ModelSpec
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from .converted import Converted
     from .precision import Quantization
     from .quantize import Blocks
 
@@ -78,7 +79,9 @@ class Checkpoint(Location):
         return Packing.of(settings if isinstance(settings, dict) else settings.to_dict())
 
     def __contains__(self, name: str) -> bool:
-        return self._find(name) is not None or self._packed_module(name) is not None
+        return (
+            self._find(name) is not None or self._packed_module(name) is not None or name in self._converted
+        )
 
     def tensor(self, name: str) -> torch.Tensor:
         """The values of a parameter, in the checkpoint's dtype.
@@ -87,7 +90,11 @@ class Checkpoint(Location):
             CheckpointError: there is no such tensor, or the file is damaged.
         """
         module = self._packed_module(name)
-        return self._values(self._stored(name)) if module is None else self._unpack(module).dense()
+        if module is not None:
+            return self._unpack(module).dense()
+        if self._find(name) is None and name in self._converted:
+            return self._converted[name].make(self._values)
+        return self._values(self._stored(name))
 
     def blocks(self, name: str, quantization: Quantization) -> Blocks | None:
         """A matrix in the integers that the checkpoint has; None if it has none, or others than `quantization` wants."""
@@ -129,6 +136,11 @@ class Checkpoint(Location):
         module = self._packed_module(name)
         if module is not None and self.packing is not None:
             return self.packing.shape(self._stored_shape(module + packed.VALUES))
+        if self._find(name) is None and name in self._converted:
+            empty = self._converted[name].make(
+                lambda stored: torch.empty(self._stored_shape(stored), device="meta")
+            )
+            return tuple(empty.shape)
         return self._stored_shape(self._stored(name))
 
     def _stored_shape(self, stored: str) -> tuple[int, ...]:
@@ -195,6 +207,15 @@ class Checkpoint(Location):
             if candidate in self._names:
                 return candidate
         return self._older_names.get(name)
+
+    @cached_property
+    def _converted(self) -> dict[str, Converted]:
+        """Parameter → how it is made of stored ones."""
+        from .converted import converted
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        return converted(model, self._names)
 
     @cached_property
     def _older_names(self) -> dict[str, str]:

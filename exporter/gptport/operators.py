@@ -5,12 +5,13 @@ arithmetic. Everything else of a model (residual additions, embeddings, soft cap
 
 | operator | inputs | outputs | attributes |
 |---|---|---|---|
-| Attention | q [B,H,S,D], k [B,K,S,D], v, past_key [B,K,L,D], past_value, seqlens_k | out [B,S,H,D], present ×2 | see below |
+| Attention | q [B,H,S,D], k [B,K,S,D], v, past_key [B,K,L,D], past_value, seqlens_k, sink? | [B,S,H,D], present ×2 | see below |
 | Rotary | x [B,H,S,D], table [B,S,R] | x, its first R of D rotated | interleaved: pairs side by side, or a half apart |
 | RotaryTable | x, position_ids [B,S] | table [B,S,D] in x's dtype | module: path of the module that makes the angles |
 | Linear | x [...,in], weight, bias? | [...,out] | transposed: 0 for a weight [out,in], 1 for [in,out] |
 | Norm | x, weight, bias? | normalized over the last axis | kind: `rms` or `layer`; epsilon; offset: added to the weight |
 | Activation | x | the same shape | kind: a key of `swap.ACTIVATIONS` |
+| Experts | x [T,H], chosen [T,k], weights [T,k], gate and up, down, biases? | [T,H] | see below |
 | LastPosition | x [B,S,H], position_ids, seqlens_k | [B,H]: row b at the position seqlens_k[b]; more if the caller asks | |
 
 The functions take and give tensors on the meta device.
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING
 from .recording import emit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 DOMAIN = "gptport"
@@ -40,6 +43,7 @@ def attention(
     window: int,
     softcap: float,
     slopes: tuple[float, ...] = (),
+    sink: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal attention over the cache and the new tokens, which are written into the cache at their positions.
 
@@ -49,9 +53,10 @@ def attention(
         window: the most tokens that one attends to, itself included; 0 for all.
         slopes: of ALiBi, one for each head: slope · j is added to the score of the key at position j; () for none.
         softcap: the scores s become softcap · tanh(s / softcap); 0 for none.
+        sink: [H], a score of each head that takes its share of the probabilities and gives no value.
     """
     batch, heads, sequence, head_dim = query.shape
-    inputs = [query, key, value, past_key, past_value, seqlens_k]
+    inputs = [query, key, value, past_key, past_value, seqlens_k, *([] if sink is None else [sink])]
     attributes = {
         "scale": scale,
         "window": window,
@@ -100,6 +105,34 @@ def norm(
     inputs = [x, weight] if bias is None else [x, weight, bias]
     attributes = {"kind": kind, "epsilon": epsilon, "offset": offset}
     return emit("gptport::Norm", inputs, attributes, x.shape)[0]
+
+
+def experts(
+    inputs: Sequence[torch.Tensor],
+    *,
+    transposed: bool,
+    interleaved: bool,
+    alpha: float,
+    beta: float,
+    limit: float,
+) -> torch.Tensor:
+    """The chosen experts of each token, weighed and added: down(gate · sigmoid(alpha · gate) · (up + beta)).
+
+    Args:
+        inputs: as in the table above; gate and up are one matrix [E,2·I,H], down is [E,H,I]; the biases [E,2·I] and [E,H].
+        transposed: the last two axes of the matrices are the other way round.
+        interleaved: gate and up alternate instead of following one another.
+        alpha, beta: as above.
+        limit: gate is at most this, up lies between this and its negative; 0 for no limit.
+    """
+    attributes = {
+        "transposed": int(transposed),
+        "interleaved": int(interleaved),
+        "alpha": alpha,
+        "beta": beta,
+        "limit": limit,
+    }
+    return emit("gptport::Experts", inputs, attributes, inputs[0].shape)[0]
 
 
 def activation(x: torch.Tensor, kind: str) -> torch.Tensor:

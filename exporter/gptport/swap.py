@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import banded_attention, operators, own_attention, recording, rotary
+from . import banded_attention, experts, operators, own_attention, recording, rotary
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; see `ALL_ATTENTION_FUNCTIONS`."""
@@ -122,7 +123,7 @@ def _attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     new = (query, own_attention.unmarked(key), own_attention.unmarked(value))
-    return attend(call, layer, new, scale, window, softcap or 0.0), None
+    return attend(call, layer, new, scale, window, softcap or 0.0, sink=s_aux), None
 
 
 def attend(
@@ -133,10 +134,18 @@ def attend(
     window: int,
     softcap: float = 0.0,
     slopes: tuple[float, ...] = (),
+    sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention operator on the new queries, keys and values [B,H,S,D] of a layer and its cache; [B,S,H,D]."""
     out, *present = operators.attention(
-        *new, *call.past[layer], call.seqlens_k, scale=scale, window=window, softcap=softcap, slopes=slopes
+        *new,
+        *call.past[layer],
+        call.seqlens_k,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        slopes=slopes,
+        sink=sink,
     )
     call.present[layer] = (present[0], present[1])
     return out
@@ -226,6 +235,8 @@ def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[...
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=False)
     if isinstance(module, Conv1D):
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=True)
+    if experts.are_experts(module):
+        return experts.replacement(path, module, model.get_submodule(path))
     if rotary.is_rotary(module):
         return rotary.embedding(path, model)
     if any(True for _ in module.children()):

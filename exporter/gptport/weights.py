@@ -32,12 +32,16 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class Weight:
-    """Tensors of the checkpoint, concatenated along `axis`, then transposed if asked for, and `offset` added."""
+    """Tensors of the checkpoint, concatenated along `axis`, then transposed if asked for, and `offset` added.
+
+    Transposed are the last two axes; `interleaved` lets the halves of the second axis alternate then, element by element.
+    """
 
     names: tuple[str, ...]
     axis: int = 0
     transposed: bool = False
     offset: float = 0.0
+    interleaved: bool = False
 
     def shape(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape that tensors of these shapes make; () if they do not fit together."""
@@ -48,13 +52,14 @@ class Weight:
         ):
             return ()
         first[self.axis] = sum(part[self.axis] for part in parts)
-        return tuple(reversed(first) if self.transposed else first)
+        return (*first[:-2], first[-1], first[-2]) if self.transposed else tuple(first)
 
     def read(self, read: Read, dtype: torch.dtype) -> torch.Tensor:
         """The values, contiguous, in `dtype`."""
         parts = [read(name) for name in self.names]
         tensor = torch.cat(parts, self.axis) if len(parts) > 1 else parts[0]
-        tensor = tensor.t() if self.transposed else tensor
+        tensor = tensor.mT if self.transposed else tensor
+        tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2) if self.interleaved else tensor
         return (tensor.float() + self.offset if self.offset else tensor).to(dtype).contiguous()
 
 
@@ -85,6 +90,18 @@ def transpose(value: ir.Value) -> ir.Value:
     weight = of(value)
     return _like(
         value, f"{value.name}.T", replace(weight, transposed=not weight.transposed), shape(value)[::-1]
+    )
+
+
+def of_experts(value: ir.Value, *, transposed: bool = False, interleave: bool = False) -> ir.Value:
+    """A new initializer [E,out,in] or [E,out] of the same experts, from [E,in,out] if `transposed`."""
+    whole = shape(value)
+    dims = (whole[0], whole[2], whole[1]) if transposed else whole
+    recipe = replace(of(value), transposed=transposed, interleaved=interleave)
+    return (
+        _like(value, f"{value.name}{'.T' * transposed}{'.interleaved' * interleave}", recipe, dims)
+        if (transposed or interleave)
+        else value
     )
 
 

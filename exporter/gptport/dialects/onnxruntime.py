@@ -14,6 +14,7 @@ from ..passes.cancel_views import cancel_views
 from ..passes.fold_partial_rotary import fold_partial_rotary
 from ..passes.fuse_attention import fuse_attention
 from ..passes.fuse_bias_activation import fuse_bias_activation
+from ..passes.fuse_experts import fuse_experts
 from ..passes.fuse_skip_norm import fuse_skip_norm
 from ..passes.pack_projections import pack_projections
 from ..passes.quantize_matrices import quantize_matrices
@@ -132,6 +133,7 @@ PASSES = (
     cancel_views,
     pack_projections,
     fuse_attention,
+    fuse_experts,
     cancel_views,
     fuse_skip_norm,
     fuse_bias_activation,

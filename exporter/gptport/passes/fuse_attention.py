@@ -19,6 +19,8 @@ from ..operators import DOMAIN
 from . import constant, insert_before, is_op, producer, replace_value
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from . import Context
 
 _HEADS = (0, 2, 1, 3)
@@ -46,7 +48,7 @@ def _total_sequence_length(graph: ir.Graph) -> ir.Value:
 
 
 def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> None:
-    query, key, value, past_key, past_value, seqlens_k = node.inputs
+    query, key, value, past_key, past_value, seqlens_k, *sink = node.inputs
     assert query is not None
     assert key is not None
     assert value is not None
@@ -59,7 +61,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     rows = [_rows(node, tensor) for tensor in (query, key, value)]
     attention = ir.node(
         "GroupQueryAttention",
-        [*(_packed(rows) or rows), past_key, past_value, seqlens_k, total, *caches, *bias],
+        [*(_packed(rows) or rows), past_key, past_value, seqlens_k, total, *caches, *_padded(bias, sink)],
         {
             "num_heads": heads,
             "kv_num_heads": kv_heads,
@@ -80,6 +82,11 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     for old, new in zip(node.outputs[1:], attention.outputs[1:], strict=True):
         replace_value(old, new)
     graph.remove(node, safe=True)
+
+
+def _padded(bias: list[ir.Value | None], sink: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """A sink comes after the positions and the bias."""
+    return [*(bias or [None, None]), *sink] if sink else bias
 
 
 def _alibi(graph: ir.Graph, node: ir.Node, total: ir.Value, query: ir.Value) -> list[ir.Value | None]:
