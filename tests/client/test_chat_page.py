@@ -1,0 +1,108 @@
+"""The chat page in a real browser: it streams, stops, remembers, begins anew, asks for a key and shows errors."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+import time
+
+import pytest
+
+from toy_triton import read_inputs, render
+
+uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+pytest.importorskip("aiohttp")
+
+from browser import tab  # noqa: E402
+from gptport_gateway import Keys, application  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
+READY = "document.getElementById('model').options.length === 1"
+IDLE = "document.getElementById('stop').hidden"
+
+
+@pytest.fixture
+def visit(toy, tmp_path):
+    """Run `use(page)` on the page of a gateway with these keys in front of the toy."""
+
+    def run(use, keys=()):
+        server = uvicorn.Server(uvicorn.Config(application(toy.url, Keys(keys)), port=0, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+
+        async def main():
+            async with tab(CHROMIUM, tmp_path / "profile", url) as page:
+                await use(page)
+
+        try:
+            asyncio.run(main())
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+    return run
+
+
+def said(role):
+    """JavaScript for the texts of a role."""
+    return f"[...document.querySelectorAll('.{role}')].map((element) => element.textContent)"
+
+
+def prompts(toy):
+    sent = [read_inputs(request) for request in toy.requests if "file" not in request.parameters]
+    return [toy.tokenizer.decode(tensors["input_ids"].tolist()) for tensors in sent]
+
+
+def test_a_conversation(toy, visit, tmp_path):
+    toy.max_length, toy.eos_token_ids, toy.delay = 60, "", 0.02
+
+    async def use(page):
+        await page.until(READY)
+        await page.type("Hi <b>")
+        await page.until(f"{said('assistant')}[0]?.length > 3")
+        assert not await page.run(IDLE)  # it streams
+        await page.until(IDLE)
+        first = (await page.run(said("assistant")))[0]
+        assert prompts(toy)[0] == render([{"role": "user", "content": "Hi <b>"}])
+        assert await page.run(said("user")) == ["Hi <b>"]
+        toy.max_length = 4096
+        await page.type("And?")
+        await page.until(f"{said('assistant')}[1]?.length > 3")
+        await page.screenshot(tmp_path / "page.png")
+        await page.run("document.getElementById('stop').click()")
+        await page.until(IDLE)
+        assert await asyncio.to_thread(toy.cancelled.wait, 5)
+        assert prompts(toy)[1].startswith(f"user: Hi <b>\nassistant: {first}\nuser: And?")
+        await page.run("document.getElementById('reset').click()")
+        assert await page.run(said("message")) == []
+
+    visit(use)
+    assert (tmp_path / "page.png").stat().st_size > 1000
+
+
+def test_an_error_is_shown(toy, visit):
+    toy.error_after = (1, "CUDA out of memory")
+
+    async def use(page):
+        await page.until(READY)
+        await page.type("Hi")
+        await page.until(f"{said('error')}[0]?.includes('CUDA out of memory')")
+        await page.until(IDLE)
+
+    visit(use)
+
+
+def test_a_key_is_asked_for(visit):
+    async def use(page):
+        await page.until("!document.getElementById('key-label').hidden")
+        await page.run("document.getElementById('key').focus()")
+        await page.type("secret")
+        await page.until(READY)
+
+    visit(use, keys=["secret"])
