@@ -53,7 +53,8 @@ def _make(folder: Path, requirements: Path) -> None:
         "--no-input",
         "install",
     ]
-    process.run([*install, "--no-deps", "-r", str(requirements), *_torch_index()], log)
+    # Without the cache: pip takes a wheel from there that was compiled with other settings.
+    process.run([*install, "--no-cache-dir", "--no-deps", "-r", str(requirements), *_torch_index()], log)
 
 
 def _torch_index() -> list[str]:
