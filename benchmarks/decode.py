@@ -25,12 +25,13 @@ class Race:
 
     Attributes:
         peers: name → how many times as fast gptport means to be; None where there is no aim.
-        theirs: name → the peer's own name of the precision nearest to ours, where it has another.
+        options: of our export, beside the precision.
     """
 
     checkpoint: str
     precision: str
     peers: dict[str, float | None]
+    options: tuple[str, ...] = ()
     prompt_start: int = (
         1000  # of the prompt's token ids, which go up by 7: the same for all, and no text is needed
     )
@@ -38,7 +39,12 @@ class Race:
     @property
     def name(self) -> str:
         """As in the results."""
-        return f"decode-{self.checkpoint}-{self.precision}"
+        return f"decode-{self.checkpoint}-{self.variant}"
+
+    @property
+    def variant(self) -> str:
+        """The precision, with the options of our export."""
+        return "-".join([self.precision, *(option.strip("-").replace("=", "-") for option in self.options)])
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -53,6 +59,7 @@ RACES = (
         {"openvino": 1.2, "genai": 1.5, "ctranslate2": None, "eager": None, "exporters": None},
     ),
     Race("smollm2", "int4", {"genai": 1.2, "llama_cpp": 1.4, "openvino": None}),
+    Race("smollm2", "int4", {"genai": 1.2}, ("--head-bits=4",)),  # as onnxruntime-genai's has
     Race("smollm2", "int8", {"genai": None, "llama_cpp": None, "ctranslate2": None, "openvino": None}),
     Race("gpt2-124m", "fp32", {"exporters": 1.5, "ctranslate2": None, "eager": None}),
     Race("gpt2-124m", "int8", {"ctranslate2": 1.3}),
@@ -84,7 +91,7 @@ def run(race: Race, peers: list[str], count: int, threads: int) -> Result:
     reached = _bytes_read(jobs[OURS]) * turns.spread(rates[OURS]).median / machine.read_bandwidth(threads)
     return Result(
         name=race.name,
-        title=f"{race.checkpoint} {race.precision}: {PROMPT_TOKENS} prompt tokens, {NEW_TOKENS} new, batch 1",
+        title=f"{race.checkpoint} {race.variant}: {PROMPT_TOKENS} prompt tokens, {NEW_TOKENS} new, batch 1",
         unit="tokens/s",
         more_is_better=True,
         contestants=tuple(
@@ -105,10 +112,9 @@ def run(race: Race, peers: list[str], count: int, threads: int) -> Result:
 
 def job(race: Race, peer: str, threads: int) -> Job:
     """What `peer` is asked to do in `race`."""
-    folder = CACHE / "models" / peer / f"{race.checkpoint}-{race.precision}"
-    return Job(
-        checkpoints.checkpoint(race.checkpoint), folder, race.precision, threads, race.prompt, NEW_TOKENS
-    )
+    folder = CACHE / "models" / peer / f"{race.checkpoint}-{race.variant if peer == OURS else race.precision}"
+    checkpoint = checkpoints.checkpoint(race.checkpoint)
+    return Job(checkpoint, folder, race.precision, race.options, threads, race.prompt, NEW_TOKENS)
 
 
 def prepare(job: Job, peer: str) -> None:

@@ -29,7 +29,9 @@ def prepare(job: Job) -> None:
     ]
     # A random model has a perplexity near its vocabulary's size, which says nothing about a quantization.
     unlimited = ["--max-perplexity-increase", "1000%"]
-    subprocess.run([*export, *unlimited, "--repository", str(job.folder), "--name", "model"], check=True)
+    subprocess.run(
+        [*export, *job.options, *unlimited, "--repository", str(job.folder), "--name", "model"], check=True
+    )
 
 
 def version(job: Job) -> Path:

@@ -19,6 +19,7 @@ class Job:
         checkpoint: Hugging Face directory, float32.
         folder: where the peer keeps what it makes of the checkpoint.
         precision: fp32, int8 or int4.
+        options: of `gptport export`, for gptport.
         threads: that compute.
         prompt: token ids.
         new_tokens: to generate, one after the other.
@@ -27,6 +28,7 @@ class Job:
     checkpoint: Path
     folder: Path
     precision: str
+    options: tuple[str, ...]
     threads: int
     prompt: tuple[int, ...]
     new_tokens: int
@@ -47,5 +49,5 @@ def read(path: Path) -> Job:
     return Job(
         **item
         | {"checkpoint": Path(item["checkpoint"]), "folder": Path(item["folder"])}
-        | {"prompt": tuple(item["prompt"])}
+        | {"prompt": tuple(item["prompt"]), "options": tuple(item["options"])}
     )

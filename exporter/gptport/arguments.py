@@ -92,6 +92,12 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         "--symmetric", action="store_true", default=None, help="int8 and int4 without zero points"
     )
     command.add_argument(
+        "--head-bits",
+        type=int,
+        metavar="N",
+        help="8 (default), or 4 for int4: a smaller head is faster, and costs the most quality",
+    )
+    command.add_argument(
         "--compute", metavar="DTYPE", help="what int8 and int4 compute in: fp32 (default), fp16 or bf16"
     )
     command.add_argument(

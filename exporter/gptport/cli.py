@@ -99,6 +99,7 @@ def _export(options: argparse.Namespace) -> None:
         algorithm=options.quantization,
         block_size=options.block_size,
         symmetric=options.symmetric,
+        head_bits=options.head_bits,
         compute=options.compute,
         max_perplexity_increase=options.max_perplexity_increase,
     )

@@ -19,7 +19,6 @@ from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
 from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
 from .packed import block_size
-from .precision import Quantization
 from .reference import evaluation_text, reference
 from .versions import served
 
@@ -138,7 +137,8 @@ def _as_stored(checkpoint: Checkpoint, precision: Precision) -> Precision:
     if packing is None or wanted is None or wanted.bits != packing.bits:
         return precision
     size = block_size(packing.group_size)
-    return replace(precision, quantization=Quantization("rtn", packing.bits, size))
+    as_stored = replace(wanted, algorithm="rtn", block_size=size, symmetric=False)
+    return replace(precision, quantization=as_stored)
 
 
 def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:

@@ -21,15 +21,17 @@ class Quantization:
 
     Attributes:
         algorithm: a key of `ALGORITHMS`.
-        bits: of a weight, 4 or 8. The head and the token embedding have 8 in either case.
+        bits: of a weight, 4 or 8. The token embedding has 8 in either case.
         block_size: weights that share a scale, along the input features.
         symmetric: whether the integers stand for values around zero; otherwise each block has a zero point.
+        head_bits: of a weight of the head, 8 or those of the others.
     """
 
     algorithm: str
     bits: int
     block_size: int = 32
     symmetric: bool = False
+    head_bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def chosen(
     algorithm: str | None = None,
     block_size: int | None = None,
     symmetric: bool | None = None,
+    head_bits: int | None = None,
     compute: str | None = None,
     max_perplexity_increase: float | None = None,
 ) -> Precision:
@@ -100,9 +103,10 @@ def chosen(
             default.bits,
             default.block_size if block_size is None else block_size,
             default.symmetric if symmetric is None else symmetric,
+            default.head_bits if head_bits is None else head_bits,
         )
         found = replace(found, quantization=_checked(quantization))
-    elif any(value is not None for value in (algorithm, block_size, symmetric, compute)):
+    elif any(value is not None for value in (algorithm, block_size, symmetric, head_bits, compute)):
         raise UsageError(f"{name} is not quantized; --quantization and its like go with int8 and int4")
     if compute is not None:
         if compute not in ("fp32", "fp16", "bf16"):
@@ -130,6 +134,10 @@ def _checked(quantization: Quantization) -> Quantization:
     if quantization.block_size not in BLOCK_SIZES:
         raise UsageError(
             f"--block-size {quantization.block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}"
+        )
+    if quantization.head_bits not in (8, quantization.bits):
+        raise UsageError(
+            f"--head-bits {quantization.head_bits} is not {' or '.join(map(str, sorted({8, quantization.bits})))}"
         )
     if quantization.algorithm == "hqq" and quantization.bits != 4:
         raise UsageError("hqq goes with int4; 8-bit weights lose little by rtn")

@@ -19,7 +19,7 @@ def test_every_peer_is_a_module_with_pinned_requirements(name: str) -> None:
 
 
 def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
-    job = jobs.Job(Path("checkpoint"), Path("folder"), "fp32", 2, (1, 2, 3), 4)
+    job = jobs.Job(Path("checkpoint"), Path("folder"), "int4", ("--head-bits=4",), 2, (1, 2, 3), 4)
     job.write(tmp_path / "job.json")
     assert jobs.read(tmp_path / "job.json") == job
 

@@ -143,6 +143,11 @@ def nodes_of(exported, name):
     return onnx.load(exported.folders[name] / "model.onnx", load_external_data=False).graph.node
 
 
+def bits_of(nodes):
+    """(operator, bits) → how many."""
+    return Counter((node.op_type, a.i) for node in nodes for a in node.attribute if a.name == "bits")
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_every_matrix_of_an_export_is_in_integers(checkpoint, export_to, tmp_path, precision):
     exported = export_to(checkpoint, tmp_path, precision=precision)
@@ -151,8 +156,9 @@ def test_every_matrix_of_an_export_is_in_integers(checkpoint, export_to, tmp_pat
     assert counted["MatMulNBits"] == 4 * 3 + 1
     assert not counted["MatMul"] + counted["Gemm"]
     assert counted["GatherBlockQuantized"] == 1
-    bits = [helper.get_attribute_value(a) for n in nodes for a in n.attribute if a.name == "bits"]
-    assert Counter(bits) == ({8: 14} if precision == "int8" else {4: 12, 8: 2})
+    matrices = {8: 13} if precision == "int8" else {4: 12, 8: 1}
+    products = {("MatMulNBits", bits): count for bits, count in matrices.items()}
+    assert bits_of(nodes) == {**products, ("GatherBlockQuantized", 8): 1}
     assert exported.parity.perplexity_increase < PRECISIONS[precision].max_perplexity_increase
 
 
@@ -165,6 +171,11 @@ def test_a_tied_embedding_is_stored_once(llama, llama_untied, export_to, tmp_pat
         rows = next(node.input[0] for node in nodes if node.op_type == "GatherBlockQuantized")
         head = next(node.input[1] for node in reversed(nodes) if node.op_type == "MatMulNBits")
         assert (rows == head) == same
+
+
+def test_a_head_of_four_bits_leaves_the_embedding_at_eight(llama, export_to, tmp_path):
+    nodes = list(nodes_of(export_to(llama, tmp_path, precision=chosen("int4", head_bits=4)), llama.name))
+    assert bits_of(nodes) == {("MatMulNBits", 4): 13, ("GatherBlockQuantized", 8): 1}
 
 
 def test_int4_that_computes_in_half_precision(llama, export_to, tmp_path):
@@ -190,6 +201,8 @@ def test_a_quantization_that_costs_too_much_is_not_published(llama, export_to, t
         ({"name": "int4", "block_size": 48}, "48 is not one of 16, 32"),
         ({"name": "int4", "algorithm": "hqq", "symmetric": True}, "hqq needs zero points"),
         ({"name": "int8", "algorithm": "hqq"}, "hqq goes with int4"),
+        ({"name": "int4", "head_bits": 2}, "--head-bits 2 is not 4 or 8"),
+        ({"name": "int8", "head_bits": 4}, "--head-bits 4 is not 8"),
         ({"name": "int4", "compute": "fp8"}, "'fp8' is not one of fp32, fp16, bf16"),
     ],
 )

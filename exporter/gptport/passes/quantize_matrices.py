@@ -3,7 +3,7 @@
     Linear(x, w, b)      →  MatMulNBits(x, packed, scales, zero points, b)
     Gather(w, input_ids) →  Reshape(GatherBlockQuantized(packed, input_ids, scales, zero points))
 
-The head and the token embedding keep 8 bits, so that a tied embedding is stored once.
+The token embedding keeps 8 bits, and so does the head unless other bits are asked for: a tied embedding is stored once then.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def quantize_matrices(graph: ir.Graph, context: Context) -> int:
         return 0
     linears = [node for node in graph if is_op(node, "Linear", DOMAIN)]
     for node in linears:
-        _quantize_linear(graph, node, _in_eight_bits(node, quantization) if _is_head(node) else quantization)
+        in_eight_bits = _is_head(node) and quantization.head_bits == 8
+        _quantize_linear(graph, node, _in_eight_bits(node, quantization) if in_eight_bits else quantization)
     gathers = [node for node in graph if _is_embedding(graph, node, context)]
     return len(linears) + sum(_quantize_embedding(graph, node, quantization) for node in gathers)
 
