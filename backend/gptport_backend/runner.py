@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptport_backend.kv_cache import KVCache
     from gptport_backend.manifest import Manifest
 
+ERRORS = 3  # of onnxruntime's log; among its warnings is one for each optional input with a default
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -139,6 +140,7 @@ def _session(graph: Path, options: RunnerOptions) -> onnxruntime.InferenceSessio
             f"has only {', '.join(available)}: install onnxruntime-gpu, or set KIND_CPU in config.pbtxt"
         )
     settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = ERRORS
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
     settings_of_provider = {"device_id": str(options.device_id)} if options.device == "cuda" else {}

@@ -1,8 +1,9 @@
-"""The C library's memory allocator."""
+"""How the memory of weights is allocated."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _LARGE = 4 << 20
@@ -17,3 +18,11 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # another C library
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def use_huge_pages() -> None:
+    """Let torch ask for huge pages for large tensors, unless the environment says otherwise; before its first one.
+
+    A 1.1-billion-parameter export touches 18 GB of fresh memory: 4.4 million faults of small pages, or 2.1 million.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

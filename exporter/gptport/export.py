@@ -14,7 +14,7 @@ import onnx_ir as ir
 from . import calibration, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
-from .allocator import return_large_blocks
+from .allocator import return_large_blocks, use_huge_pages
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
 from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
@@ -93,6 +93,7 @@ def export(
         GptportError: what is wrong; the repository is as it was.
     """
     return_large_blocks()
+    use_huge_pages()
     name = repositories.checked_name(name)
     for model in (name, name + repositories.STEP_SUFFIX):
         served(repository / model)  # a configuration that cannot be read is said before the work
