@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from .errors import UnsupportedModel
+from .operators import DOMAIN
 from .passes import constant
 from .recording import Argument, Call, Ref, Size
 
@@ -29,6 +30,9 @@ DTYPES = {
     torch.bool: ir.DataType.BOOL,
 }
 
+
+_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
+"""Second operands that change nothing: many models have a multiplier that is 1 unless a checkpoint says otherwise."""
 
 _INPUT_AXES = {"batch": 0, "sequence": 1}
 """The axes of the first input, `input_ids`."""
@@ -151,6 +155,8 @@ def _elementwise(op_type: str) -> Callable[[Translator, Call], list[ir.Value]]:
             raise UnsupportedModel(
                 f"{call.scope} computes {call.operator} with alpha = {call.keywords['alpha']}"
             )
+        if call.arguments[1:] == (_NEUTRAL.get(op_type),):
+            return [t.operand(call, call.arguments[0])]
         return t.op(call, op_type, *(t.operand(call, argument) for argument in call.arguments))
 
     return translate
@@ -277,8 +283,12 @@ def _layer_norm(t: Translator, call: Call) -> list[ir.Value]:
         else constant(t.graph, [1.0] * axes[0], _dtype(t, call), name=f"ones.{axes[0]}")
     )
     shift = [] if bias is None else [t.operand(call, bias)]
-    out = t.op(call, "LayerNormalization", t.value(x), scale, *shift, epsilon=epsilon, axis=-1)
-    return [*out, *(ir.Value() for _ in call.results[1:])]
+    attributes = {"kind": "layer", "epsilon": epsilon, "offset": 0.0}
+    norm = ir.node(
+        "Norm", [t.value(x), scale, *shift], attributes, domain=DOMAIN, metadata_props={"scope": call.scope}
+    )
+    t.graph.append(norm)
+    return [*norm.outputs, *(ir.Value() for _ in call.results[1:])]
 
 
 def _mm(t: Translator, call: Call) -> list[ir.Value]:
@@ -287,7 +297,7 @@ def _mm(t: Translator, call: Call) -> list[ir.Value]:
 
 def _addmm(t: Translator, call: Call) -> list[ir.Value]:
     bias, *matrices = (t.operand(call, each) for each in call.arguments)
-    return t.op(call, "Add", *t.op(call, "MatMul", *matrices), bias)
+    return t.op(call, "Gemm", *matrices, bias)
 
 
 def _turned(t: Translator, call: Call) -> list[ir.Value]:

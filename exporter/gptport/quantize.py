@@ -37,6 +37,12 @@ class Blocks:
     scales: NDArray[np.float32]
     zero_points: NDArray[Any] | None
 
+    def take(self, rows: Sequence[int]) -> Blocks:
+        """The matrix of these rows."""
+        index = np.asarray(rows)
+        zero_points = None if self.zero_points is None else self.zero_points[index]
+        return Blocks(self.packed[index], self.scales[index], zero_points)
+
 
 def quantize(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
     """Quantize a matrix [N, K]."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _FUSIONS = {
     "pack_projections": "packed projections",
     "fuse_attention": "fused attention with in-place cache",
+    "arrange_projections": "attention on packed rows",
     "fuse_skip_norm": "fused residual + norm",
     "fuse_bias_activation": "fused bias + GELU",
 }

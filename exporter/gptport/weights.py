@@ -15,6 +15,7 @@ from .quantize import Blocks, LazyBlocks, blocks_of, concatenated, gptq, quantiz
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from .precision import Quantization
@@ -32,13 +33,15 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class Weight:
-    """Tensors of the checkpoint, concatenated along `axis`, then transposed if asked for, and `offset` added.
+    """Tensors of the checkpoint, concatenated along `axis`, rearranged, then transposed if asked for, and `offset` added.
 
+    `order` are the indices along `axis` that are taken; none stands for all, as they are.
     Transposed are the last two axes; `interleaved` lets the halves of the second axis alternate then, element by element.
     """
 
     names: tuple[str, ...]
     axis: int = 0
+    order: tuple[int, ...] = ()
     transposed: bool = False
     offset: float = 0.0
     interleaved: bool = False
@@ -51,13 +54,14 @@ class Weight:
             for part in parts
         ):
             return ()
-        first[self.axis] = sum(part[self.axis] for part in parts)
+        first[self.axis] = len(self.order) or sum(part[self.axis] for part in parts)
         return (*first[:-2], first[-1], first[-2]) if self.transposed else tuple(first)
 
     def read(self, read: Read, dtype: torch.dtype) -> torch.Tensor:
         """The values, contiguous, in `dtype`."""
         parts = [read(name) for name in self.names]
         tensor = torch.cat(parts, self.axis) if len(parts) > 1 else parts[0]
+        tensor = tensor.index_select(self.axis, torch.tensor(self.order)) if self.order else tensor
         tensor = tensor.mT if self.transposed else tensor
         tensor = tensor.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2) if self.interleaved else tensor
         return (tensor.float() + self.offset if self.offset else tensor).to(dtype).contiguous()
@@ -119,6 +123,14 @@ def concatenate(values: Sequence[ir.Value], axis: int, name: str) -> ir.Value:
     whole = list(shape(values[0]))
     whole[axis] = sum(shape(value)[axis] for value in values)
     return _like(values[0], name, Weight(tuple(n for value in values for n in of(value).names), axis), whole)
+
+
+def take(value: ir.Value, axis: int, order: NDArray[np.int64]) -> ir.Value:
+    """A new initializer, the slices at the indices `order` along `axis`."""
+    dims = list(shape(value))
+    dims[axis] = order.size
+    recipe = replace(of(value), axis=axis, order=tuple(order.tolist()))
+    return _like(value, f"{value.name}.arranged", recipe, dims)
 
 
 def is_parameter(value: ir.Value) -> bool:
@@ -236,7 +248,8 @@ def _blocks(
     """As the checkpoint has them, or quantized."""
     stored = [source.blocks(name, quantization) for name in weight.names]
     if all(stored):
-        return concatenated([blocks for blocks in stored if blocks])
+        whole = concatenated([blocks for blocks in stored if blocks])
+        return whole.take(weight.order) if weight.order else whole
     matrix = weight.read(source.tensor, torch.float32)
     if quantization.algorithm == "gptq" and weight.names[0] in hessians:
         return gptq(matrix, hessians[weight.names[0]], quantization)

@@ -18,6 +18,7 @@ from gptport.console import Steps
 from gptport.export import export
 from gptport.precision import by_name
 from gptport.samples import sample
+from graphs import Traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,3 +235,15 @@ def change_config() -> Callable[..., None]:
 def copy(tmp_path: Path) -> Callable[[Path], Path]:
     """A checkpoint's copy, which a test may change."""
     return lambda checkpoint: shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+@pytest.fixture
+def traced_gpt2(gpt2: Path) -> Traced:
+    """The graph of the tiny GPT-2, unrolled, before any rewrite."""
+    return Traced(gpt2)
+
+
+@pytest.fixture
+def traced_llama(llama: Path) -> Traced:
+    """The graph of the tiny Llama, unrolled, before any rewrite."""
+    return Traced(llama)

@@ -10,6 +10,7 @@ from .. import weights
 from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from ..passes import constant, insert_before, replace_value
+from ..passes.arrange_projections import arrange_projections
 from ..passes.cancel_views import cancel_views
 from ..passes.fold_partial_rotary import fold_partial_rotary
 from ..passes.fuse_attention import fuse_attention
@@ -18,6 +19,7 @@ from ..passes.fuse_experts import fuse_experts
 from ..passes.fuse_skip_norm import fuse_skip_norm
 from ..passes.pack_projections import pack_projections
 from ..passes.quantize_matrices import quantize_matrices
+from ..passes.unflatten import unflatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,11 +130,13 @@ _LOWERINGS: dict[str, Callable[[ir.Graph, ir.Node], ir.Value]] = {
 }
 
 PASSES = (
+    unflatten,
     cancel_views,
     fold_partial_rotary,
     cancel_views,
     pack_projections,
     fuse_attention,
+    arrange_projections,
     fuse_experts,
     cancel_views,
     fuse_skip_norm,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
     IdentityEliminationPass,
     LiftConstantsToInitializersPass,
     RemoveUnusedNodesPass,
@@ -57,6 +58,7 @@ def run(model: ir.Model, passes: Sequence[Pass], context: Context) -> dict[str, 
 def tidy(model: ir.Model) -> None:
     """Remove what nothing uses and what does nothing; small constants become initializers, one for each value."""
     IdentityEliminationPass()(model)
+    CommonSubexpressionEliminationPass()(model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)

@@ -1,4 +1,4 @@
-"""Reshapes, slices, casts and pairs of transpositions that give back what they were given.
+"""Reshapes, slices, casts and pairs of transpositions that give back what they were given; transposed parameters.
 
 `Reshape(Reshape(x))` of x's own shape is x; a slice of everything is the whole; so is a cast to the same type. Shapes are
 compared symbolically: equal names of symbolic dimensions are equal lengths.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .. import weights
 from . import is_op, producer, replace_value
 
 if TYPE_CHECKING:
@@ -44,8 +45,11 @@ def _source(node: ir.Node) -> ir.Value | None:
 
 
 def _untransposed(node: ir.Node) -> ir.Value | None:
-    """What a transposition of a transposition gives back."""
-    before = producer(node.inputs[0])
+    """What a transposition of a transposition gives back; the transpose of a matrix, stored as such."""
+    value = node.inputs[0]
+    if value is not None and weights.is_parameter(value) and node.attributes.get_ints("perm") == (1, 0):
+        return weights.transpose(value)
+    before = producer(value)
     if before is None or not is_op(before, "Transpose"):
         return None
     first, second = (each.attributes.get_ints("perm") for each in (before, node))

@@ -1,7 +1,6 @@
-"""Attention with its rotary embedding and its packed projection becomes one `com.microsoft.GroupQueryAttention`.
+"""Attention with its rotary embedding becomes one `com.microsoft.GroupQueryAttention`.
 
     Attention(Rotary(heads(q)), Rotary(heads(k)), heads(v), past…)  →  GroupQueryAttention(q, k, v, past…, cos, sin)
-    … where q, k, v are the three pieces of one Split               →  GroupQueryAttention(qkv, -, -, past…, cos, sin)
 
 `heads` is the view [B,S,H·D] → [B,H,S,D]. The operator:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
@@ -59,13 +58,14 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     caches = _rotary_caches(graph, table, context) if table else (None, None)
     bias = _alibi(graph, node, total, query)
     rows = [_rows(node, tensor) for tensor in (query, key, value)]
+    rows[0], scale = _unscaled(rows[0])
     attention = ir.node(
         "GroupQueryAttention",
-        [*(_packed(rows) or rows), past_key, past_value, seqlens_k, total, *caches, *_padded(bias, sink)],
+        [*rows, past_key, past_value, seqlens_k, total, *caches, *_padded(bias, sink)],
         {
             "num_heads": heads,
             "kv_num_heads": kv_heads,
-            "scale": node.attributes.get_float("scale"),
+            "scale": scale * node.attributes.get_float("scale"),
             "do_rotary": int(table is not None),
             **_options(node, rotary),
         },
@@ -142,6 +142,17 @@ def _unrotated(tensor: ir.Value) -> tuple[ir.Value, ir.Value | None]:
     return node.inputs[0], node.inputs[1]
 
 
+def _unscaled(rows: ir.Value) -> tuple[ir.Value, float]:
+    """A query before it was multiplied by a number, as OPT does, and that number."""
+    node = rows.producer()
+    if node is None or not is_op(node, "Mul"):
+        return rows, 1.0
+    query, factor = node.inputs
+    if query is None or factor is None or factor.const_value is None or factor.const_value.size != 1:
+        return rows, 1.0
+    return query, float(factor.const_value.numpy().item())
+
+
 def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[ir.Value, ir.Value]:
     """Cosines and sines, each [max_length, head_dim / 2], in the graph's dtype."""
     maker = table.producer()
@@ -180,12 +191,6 @@ def _rows(before: ir.Node, tensor: ir.Value) -> ir.Value:
     transpose = ir.node("Transpose", [tensor], {"perm": list(_HEADS)})
     reshape = ir.node("Reshape", [transpose.outputs[0], constant(graph, [0, 0, width])])
     insert_before(before, [transpose, reshape])
-    return reshape.outputs[0]
-
-
-def _packed(rows: list[ir.Value]) -> list[ir.Value | None] | None:
-    """[qkv, None, None] if the three are exactly the three pieces of one split, in order."""
-    split = rows[0].producer()
-    if split is None or not is_op(split, "Split") or list(split.outputs) != rows:
-        return None
-    return [split.inputs[0], None, None]
+    rows = reshape.outputs[0]
+    rows.type, rows.shape = tensor.type, ir.Shape([tensor.shape[0], tensor.shape[2], width])
+    return rows
