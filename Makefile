@@ -12,7 +12,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo bench-export architectures kill-exports check format-check lint types unit test e2e format constraints clean
+.PHONY: help setup demo bench-export bench-serve architectures kill-exports check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,8 +58,10 @@ architectures: $(STAMP) ## export a small model of every architecture; writes do
 	@$(BIN)/python tests/exporter/architectures.py
 
 bench-export: $(STAMP) ## measure decoding and exporting against peers; about an hour, BENCH=--quick for less
-	@$(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[bench]'
-	@TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(BIN)/python -m benchmarks all $(BENCH)
+	@$(BENCHMARK) all $(BENCH)
+
+bench-serve: $(STAMP) ## measure serving, through Triton, against vLLM; about 20 minutes, BENCH=--quick for less
+	@$(BENCHMARK) serve $(BENCH)
 
 kill-exports: $(STAMP) ## kill 30 exports at random moments; each time the repository must still load
 	@KILLS=30 $(BIN)/pytest -q -s tests/exporter/test_killed.py
@@ -90,6 +92,8 @@ clean: ## remove .venv and all caches; exported models and checkpoints stay
 
 # Runs a command, and shows what it said only if it fails.
 QUIETLY := quietly() { said=$$("$$@" 2>&1) || { echo "$$said"; return 1; }; }; quietly
+BENCHMARK = $(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[bench]' && \
+    TORCH_CPU_INDEX=$(TORCH_CPU_INDEX) $(BIN)/python -m benchmarks
 HAS_GPU := nvidia-smi -L >/dev/null 2>&1
 REACHABLE := import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)
 

@@ -7,15 +7,15 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from benchmarks import decode, export, nodes, process, profile, results
+from benchmarks import decode, export, nodes, process, profile, results, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from benchmarks.results import Result
 
-Run: TypeAlias = "Callable[[], Result | str]"
-AnyRace = TypeVar("AnyRace", decode.Race, export.Race)
+Run: TypeAlias = "Callable[[], Result | str | tuple[Result, ...]]"
+AnyRace = TypeVar("AnyRace", decode.Race, export.Race, serve.Race)
 
 
 def main() -> int:
@@ -30,9 +30,10 @@ def main() -> int:
             sys.stderr.write(f"{error}\n")
             failed = 1
             continue
-        page = found if isinstance(found, str) else results.section(results.write(found, options.threads))
-        sys.stdout.write(page + "\n")
-        sys.stdout.flush()
+        for one in found if isinstance(found, tuple) else (found,):
+            page = one if isinstance(one, str) else results.section(results.write(one, options.threads))
+            sys.stdout.write(page + "\n")
+            sys.stdout.flush()
     return failed
 
 
@@ -57,6 +58,11 @@ def _profile(options: argparse.Namespace) -> Iterator[Run]:
         yield partial(profile.write, race, options.threads, results.FOLDER)
 
 
+def _serve(options: argparse.Namespace) -> Iterator[Run]:
+    for race in _chosen(serve.RACES, options):
+        yield partial(serve.run, race, _peers(race, options), options.turns, options.threads)
+
+
 def _all(options: argparse.Namespace) -> Iterator[Run]:
     for runs in (_decode, _export, _nodes, _profile):
         yield from runs(options)
@@ -66,11 +72,18 @@ def _chosen(races: Sequence[AnyRace], options: argparse.Namespace) -> list[AnyRa
     return [race for race in races if all(word in race.name for word in options.only)]
 
 
-def _peers(race: decode.Race, options: argparse.Namespace) -> list[str]:
+def _peers(race: decode.Race | serve.Race, options: argparse.Namespace) -> list[str]:
     return [name for name in race.peers if options.peer is None or name in options.peer]
 
 
-_COMMANDS = {"decode": _decode, "export": _export, "nodes": _nodes, "profile": _profile, "all": _all}
+_COMMANDS = {
+    "decode": _decode,
+    "export": _export,
+    "nodes": _nodes,
+    "profile": _profile,
+    "serve": _serve,
+    "all": _all,
+}
 
 
 def _parser() -> argparse.ArgumentParser:

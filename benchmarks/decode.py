@@ -86,7 +86,7 @@ def run(race: Race, peers: list[str], count: int, threads: int) -> Result:
     for name in [OURS, *peers]:
         jobs[name] = job(race, name, threads)
         prepare(jobs[name], name)
-    taken = turns.take_turns(list(jobs), count, lambda name: _turn(jobs[name], name))
+    taken = turns.take_turns(list(jobs), count, lambda name: take_turn(jobs[name], name))
     rates = {name: [turn.tokens_per_second for turn in found] for name, found in taken.items()}
     reached = _bytes_read(jobs[OURS]) * turns.spread(rates[OURS]).median / machine.read_bandwidth(threads)
     return Result(
@@ -151,7 +151,8 @@ def _beside(job: Job, suffix: str) -> Path:
     return job.folder.with_name(f"{job.folder.name}.{suffix}")
 
 
-def _turn(job: Job, peer: str) -> Turn:
+def take_turn(job: Job, peer: str) -> Turn:
+    """Decode in a fresh process."""
     path = _beside(job, "turn.json")
     finished = _act(job, peer, "decode", str(path))
     found = json.loads(path.read_text(encoding="utf-8"))

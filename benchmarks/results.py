@@ -95,7 +95,7 @@ def read(folder: Path = FOLDER) -> list[Result]:
 
 def page(results: list[Result]) -> str:
     """The Markdown page."""
-    head = "# Results\n\nWritten by `make bench-export`; [../README.md](../README.md) says what the numbers mean.\n"
+    head = "# Results\n\nWritten by `make bench-export` and `make bench-serve`; [../README.md](../README.md) says what the numbers mean.\n"
     return "\n".join([head, *(section(result) for result in results)])
 
 

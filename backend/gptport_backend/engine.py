@@ -152,8 +152,9 @@ class Engine:
 
     def _step(self) -> None:
         """One turn of the loop: a request passes through it from top to bottom."""
-        self._drop_ended()
-        prefill = self._scheduler.next_prefill()
+        with self._tally.timed("schedule"):
+            self._drop_ended()
+            prefill = self._scheduler.next_prefill()
         if prefill is not None:
             self._prefill(prefill)
         if self._scheduler.decoding:
@@ -168,7 +169,8 @@ class Engine:
         used = [generation.computed for generation in self._scheduler.running]
         self._cache.reserve(len(used), end, used)
         tokens = [generation.prompt[prefill.start : end] for generation in prefill.sequences]
-        logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
+        with self._tally.timed("prefill"):
+            logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
         for generation, ids in zip(prefill.sequences, tokens, strict=True):
             generation.computed += len(ids)
             self._tally.input_tokens += len(ids)
@@ -180,15 +182,23 @@ class Engine:
         self._cache.reserve(len(used), max(used) + 1, used)
         tokens = [generation.output[-1] for generation in generations]
         self._tally.batch_size = len(generations)
-        logits = self._runner.decode(self._cache, tokens, used[: len(generations)])
+        with self._tally.timed("decode"):
+            logits = self._runner.decode(self._cache, tokens, used[: len(generations)])
         for generation in generations:
             generation.computed += 1
         self._emit(generations, logits)
 
     def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
         """Sample a token for each row and pass it on; whoever is done leaves."""
-        logits = logits.astype(np.float32, copy=False)
-        tokens = sample(logits, [generation.sampler for generation in generations])
+        with self._tally.timed("sample"):
+            logits = logits.astype(np.float32, copy=False)
+            tokens = sample(logits, [generation.sampler for generation in generations])
+        with self._tally.timed("answer"):
+            self._pass_on(generations, tokens, logits)
+
+    def _pass_on(
+        self, generations: list[Generation] | tuple[Generation, ...], tokens: list[int], logits: NDArray[Any]
+    ) -> None:
         now = time.monotonic()
         for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
             if not np.isfinite(logits[row, token]):

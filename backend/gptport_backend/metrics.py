@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Of the engine's loop: `prefill` and `decode` are the model's, the rest is Python. Responses leave in another thread.
+Part: TypeAlias = Literal["schedule", "prefill", "decode", "sample", "answer"]
 
 PUBLISH_SECONDS = 0.5
 # From a decode step of a small model to a long answer on a busy machine.
@@ -36,10 +43,22 @@ class Tally:
     first_token: Seconds = field(default_factory=Seconds)  # from the arrival of a request
     next_token: Seconds = field(default_factory=Seconds)  # from the token before
     request: Seconds = field(default_factory=Seconds)  # from its arrival to its end
+    parts: dict[Part, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # seconds that each part of the loop has taken
     batch_size: int = 0  # of the last decode step
     running: int = 0
     waiting: int = 0
     cache_bytes: int = 0
+
+    @contextmanager
+    def timed(self, part: Part) -> Iterator[None]:
+        """Add the time that the body takes to a part of the work."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[part] += time.perf_counter() - began
 
 
 class Publisher(Protocol):
@@ -79,6 +98,10 @@ class TritonPublisher:
         self._distribute("gptport_time_to_first_token_seconds", "Arrival to first token", tally.first_token)
         self._distribute("gptport_inter_token_seconds", "One token to the next", tally.next_token)
         self._distribute("gptport_request_seconds", "Arrival to end of a request", tally.request)
+        for part, seconds in tally.parts.items():
+            self._count(
+                "gptport_step_seconds_total", "Time of the loop, by part of a step", seconds, part=part
+            )
         self._show("gptport_batch_size", "Requests in the last decode step", tally.batch_size)
         self._show("gptport_running", "Requests that are computed now", tally.running)
         self._show("gptport_waiting", "Requests that wait for a slot", tally.waiting)
