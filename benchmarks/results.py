@@ -95,7 +95,8 @@ def read(folder: Path = FOLDER) -> list[Result]:
 
 def page(results: list[Result]) -> str:
     """The Markdown page."""
-    head = "# Results\n\nWritten by `make bench-export` and `make bench-serve`; [../README.md](../README.md) says what the numbers mean.\n"
+    written = "Written by `make bench-export` and `make bench-serve`"
+    head = f"# Results\n\n{written}; [../README.md](../README.md) says what the numbers mean.\n"
     return "\n".join([head, *(section(result) for result in results)])
 
 
