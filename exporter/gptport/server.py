@@ -53,7 +53,7 @@ def serve(
     Raises:
         UsageError: a port is none.
         RepositoryError: the repository is not there, or is not ours.
-        ServerError: tritonserver is not there, cannot serve the models, or has ended by itself.
+        ServerError: tritonserver is not there, cannot serve the models, or has ended by itself, or the process of a model has.
     """
     address = Address(host, http_port, grpc_port, metrics_port)
     try:
@@ -64,7 +64,6 @@ def serve(
             say(f"Serving {', '.join(server.models)}. Ctrl-C stops.")
             say(f"HTTP {address.http_url}   gRPC {address.grpc_url}   metrics {address.metrics_url}")
             server.wait()
-            raise ServerError(f"tritonserver has ended by itself: {server.how_it_ended()}{server.see_log()}")
     except _Ended:
         say("Stopped.")
     return 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from . import triton_install
 from .errors import ServerError
+from .model_processes import ModelProcesses
 from .triton_options import ServerOptions, command_line
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .address import Address
 
 KILL_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # between two looks at the processes of the models
 
 _ERROR = re.compile(r"E\d{4} |error: |.*: (unrecognized )?option '")
 
@@ -73,6 +75,7 @@ class Server:
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
+        self._processes = ModelProcesses(self.pid)
 
     @property
     def pid(self) -> int:
@@ -83,9 +86,21 @@ class Server:
         """Whether the process is still there."""
         return self._process.poll() is None
 
-    def wait(self) -> int:
-        """Wait until the process ends; its exit code."""
-        return self._process.wait()
+    def wait(self) -> None:
+        """Wait until the server ends.
+
+        Raises:
+            ServerError: it did so by itself, or the process of a model did.
+        """
+        while (lost := self._processes.lost()) is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LOOK_SECONDS)
+                raise ServerError(f"tritonserver has ended by itself: {self.how_it_ended()}{self.see_log()}")
+        of = f"the process of {lost.model}" if lost.model else "the process of a model"
+        raise ServerError(
+            f"{of} has ended by itself: {lost.ending}. Its requests would wait forever, so the server ends; "
+            f"start it again{self.see_log()}"
+        )
 
     def wait_until_ready(self, timeout: float | None) -> None:
         """Wait until every model is loaded.
@@ -106,6 +121,7 @@ class Server:
             state, reason = states.get(model, ("UNAVAILABLE", "tritonserver does not know it"))
             if state != "READY":
                 raise ServerError(f"{model} cannot be loaded: {_first_line(reason)}{self.see_log()}")
+        self._processes.lost()  # learns whose they are, while all are there
 
     def stop(self) -> None:
         """End the server and what it started, and remove its files; may be called twice."""

@@ -22,6 +22,7 @@ import pytest
 from gptport.server import running
 from gptport_client import Client
 from in_torch import MODELS, NEW_TOKENS, PROMPTS, generate
+from serve_command import Command
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "e2e"
@@ -90,6 +91,20 @@ def server(repository):
     """A running server with both models."""
     with running(repository) as server:
         yield server
+
+
+@pytest.fixture
+def command(tmp_path):
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Command(tmp_path, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.process.kill()
+        item.process.communicate()
 
 
 @pytest.fixture

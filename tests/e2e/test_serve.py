@@ -5,26 +5,25 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
-from gptport.address import Address
 from gptport.errors import ServerError
 from gptport.server import running
 from gptport_client import Client, InvalidRequest
+from serve_command import gone
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ECHO = """
 import time
@@ -64,54 +63,6 @@ def repository(tmp_path):
     return folder
 
 
-class Command:
-    """`gptport serve` in a process of its own, with a temporary folder of its own."""
-
-    def __init__(self, folder: Path, repository: Path, *options: str) -> None:
-        self.address = Address.free()
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        ports = [f"{option}={port}" for option, port in self.address.ports.items()]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gptport.cli", "serve", str(repository), *ports, *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TMPDIR": str(self.temporary)},
-        )
-
-    def wait_until_ready(self) -> list[psutil.Process]:
-        """The processes that it started."""
-        line = self.process.stderr.readline()
-        assert line.startswith("Serving"), line + self.process.stderr.read()
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def end(self) -> tuple[int, str]:
-        """Exit code and what it said."""
-        _, said = self.process.communicate(timeout=30)
-        return self.process.returncode, said
-
-    def leftovers(self) -> list[str]:
-        regions = [
-            p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(f"gptport_{self.process.pid}_")
-        ]
-        return regions + [p.name for p in self.temporary.iterdir()]
-
-
-@pytest.fixture
-def command(tmp_path):
-    started = []
-
-    def start(*arguments, **options):
-        started.append(Command(tmp_path, *arguments, **options))
-        return started[-1]
-
-    yield start
-    for item in started:
-        item.process.kill()
-        item.process.communicate()
-
-
 def ask(http_url: str, value: int, model: str = "echo") -> int:
     tensor = {"name": "x", "datatype": "INT32", "shape": [1], "data": [value]}
     request = urllib.request.Request(
@@ -124,16 +75,6 @@ def ask(http_url: str, value: int, model: str = "echo") -> int:
 def ask_in_vain(http_url: str) -> None:
     with pytest.raises(http.client.RemoteDisconnected):
         ask(http_url, 5)
-
-
-def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
-    """Whether all have ended; one that only waits for its parent to notice has."""
-    end = time.monotonic() + seconds
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -245,6 +186,29 @@ def test_a_server_that_dies_is_an_error(command, repository):
     assert re.search(r"gptport: tritonserver has ended by itself: .*signal 9.*its log is ", said)
     assert gone(processes)
     assert [name for name in server.leftovers() if not name.endswith(".log")] == []
+
+
+def test_a_models_process_that_dies_ends_the_server_with_an_error(command, repository):
+    add_model(repository, "slow")
+    server = command(repository)
+    processes = server.wait_until_ready()
+    next(process for process in processes if any("/slow/1/" in part for part in process.cmdline())).kill()
+    code, said = server.end()
+    assert code == 1
+    assert "gptport: the process of slow has ended by itself: signal 9." in said
+    assert gone(processes)
+    assert [name for name in server.leftovers() if not name.endswith(".log")] == []
+
+
+def test_a_model_that_is_unloaded_is_not_missed(command, repository):
+    add_model(repository, "other")
+    server = command(repository)
+    server.wait_until_ready()
+    for action in ("unload", "load", "unload"):
+        path = f"{server.address.http_url}/v2/repository/models/other/{action}"
+        urllib.request.urlopen(urllib.request.Request(path, b"{}"), timeout=20).close()
+        time.sleep(3)
+        assert ask(server.address.http_url, 4) == 4
 
 
 def test_a_model_that_cannot_be_loaded_is_named_with_its_reason(command, repository):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import urllib.request
 
 import psutil
 import pytest
@@ -31,6 +32,12 @@ def test_killing_the_server(repository, loop):
         assert time.monotonic() - killed < SECONDS
 
 
+def kill_backend(server_pid: int) -> None:
+    for process in psutil.Process(server_pid).children(recursive=True):
+        if any("/smollm2/1/" in argument for argument in process.cmdline()):
+            process.kill()
+
+
 def test_killing_the_backends_process(repository):
     """Triton itself lives on; the request it lost must not be waited for without an end."""
     with (
@@ -39,9 +46,24 @@ def test_killing_the_backends_process(repository):
     ):
         stream = client.stream("Once upon a time", max_tokens=1500, timeout=SECONDS)
         next(stream)
-        for process in psutil.Process(server.pid).children():
-            process.kill()
+        kill_backend(server.pid)
         killed = time.monotonic()
         with pytest.raises(gptport_client.GptportError):
             list(stream)
         assert time.monotonic() - killed < SECONDS + 1
+
+
+def test_the_command_notices_it_and_ends_so_that_nobody_waits(command, repository):
+    server = command(repository, "--model=smollm2")
+    server.wait_until_ready()
+    with Client(server.address.grpc_url, model="smollm2") as client:
+        stream = client.stream("Once upon a time", max_tokens=1500)
+        next(stream)
+        kill_backend(server.process.pid)
+        with pytest.raises(gptport_client.ConnectionError):
+            list(stream)
+    code, said = server.end()
+    assert code == 1
+    assert "the process of smollm2 has ended by itself: signal 9" in said
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{server.address.http_url}/v2/health/ready", timeout=5)

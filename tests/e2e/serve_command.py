@@ -1,0 +1,57 @@
+"""`gptport serve`, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from gptport.address import Address
+
+
+class Command:
+    """`gptport serve` in a process of its own, with a temporary folder of its own."""
+
+    def __init__(self, folder: Path, repository: Path, *options: str) -> None:
+        self.address = Address.free()
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        ports = [f"{option}={port}" for option, port in self.address.ports.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gptport.cli", "serve", str(repository), *ports, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(self.temporary)},
+        )
+
+    def wait_until_ready(self) -> list[psutil.Process]:
+        """The processes that it started."""
+        line = self.process.stderr.readline()
+        assert line.startswith("Serving"), line + self.process.stderr.read()
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and what it said."""
+        _, said = self.process.communicate(timeout=30)
+        return self.process.returncode, said
+
+    def leftovers(self) -> list[str]:
+        regions = [
+            p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(f"gptport_{self.process.pid}_")
+        ]
+        return regions + [p.name for p in self.temporary.iterdir()]
+
+
+def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
+    """Whether all have ended; one that only waits for its parent to notice has."""
+    end = time.monotonic() + seconds
+    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
