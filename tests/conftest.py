@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
 END_TO_END = Path(__file__).parent / "e2e"
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and every process started from there inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

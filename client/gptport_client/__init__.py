@@ -30,7 +30,7 @@ from gptport_client._model import ModelConfig, ModelInfo
 from gptport_client._params import SamplingParams
 from gptport_client._processors import Processor, from_transformers
 from gptport_client._prompt import Message, Prompt
-from gptport_client._results import Chunk, FinishReason, Result, Timings, Usage
+from gptport_client._results import Chunk, FinishReason, Result, Timings, TokenLogprob, Usage
 from gptport_client._retry import Retry
 from gptport_client._score import Score
 from gptport_client._session import AsyncSession, Session
@@ -77,6 +77,7 @@ __all__ = [
     "Session",
     "Stream",
     "Timings",
+    "TokenLogprob",
     "Transport",
     "Usage",
     "from_transformers",

@@ -174,6 +174,10 @@ class AsyncClient:
         """See `Client.tokenize`."""
         return await run_async(self._core.tokenize(text))
 
+    async def token_texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """See `Client.token_texts`."""
+        return await run_async(self._core.token_texts(token_ids))
+
     async def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
         """See `Client.score`."""
         return await run_async(self._core.score(text, timeout))

@@ -229,6 +229,10 @@ class Client:
         """The ids of a text's tokens, those included that the tokenizer puts around a text."""
         return run(self._core.tokenize(text))
 
+    def token_texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """Each token alone as text, special ones too; half a character is U+FFFD."""
+        return run(self._core.token_texts(token_ids))
+
     def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
         """How likely a text is: the log-probability of each token, given those before it.
 

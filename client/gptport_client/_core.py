@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gptport_client._params import SamplingOptions
     from gptport_client._retry import Retry
     from gptport_client._stream import Answer
+    from gptport_client._tokenizer import Tokenizer
     from gptport_client._transport import AnyTransport
 
 Loop: TypeAlias = Literal["server", "client"]
@@ -124,7 +125,12 @@ class Core:
     def tokenize(self, text: str) -> Flow[tuple[int, ...]]:
         """The ids of a text's tokens."""
         check_text("text", text)
-        return self._tokenize(text, Deadline(ASK_TIMEOUT))
+        return (yield from self._own_tokenizer()).encode(text)
+
+    def token_texts(self, token_ids: Sequence[int]) -> Flow[tuple[str, ...]]:
+        """Each token alone as text."""
+        tokenizer = yield from self._own_tokenizer()
+        return tuple(map(tokenizer.text_of, token_ids))
 
     def session(self) -> SessionFlows:
         """A sequence on the step model."""
@@ -167,11 +173,11 @@ class Core:
         content = yield partial(self.transport.fetch, self._metrics_url, ASK_TIMEOUT)
         return read_metrics(content.decode(errors="replace"))
 
-    def _tokenize(self, text: str, deadline: Deadline) -> Flow[tuple[int, ...]]:
+    def _own_tokenizer(self) -> Flow[Tokenizer]:
         if self._tokenizer is None:
             config = yield from self.model_config()
-            self._tokenizer = yield from self._tokenizers.get(config, deadline, "")
-        return self._tokenizer.encode(text)
+            self._tokenizer = yield from self._tokenizers.get(config, Deadline(ASK_TIMEOUT), "")
+        return self._tokenizer
 
     def _begin(self, prompt: CheckedPrompt, asked: Asked, deadline: Deadline, request_id: str) -> Answer:
         if asked.loop == "client":

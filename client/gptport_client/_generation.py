@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gptport_client._adjust import Adjuster
 from gptport_client._errors import InvalidRequest
 from gptport_client._processors import process
-from gptport_client._results import Chunk, FinishReason, Usage
-from gptport_client._sampling import Sampler
+from gptport_client._results import Chunk, FinishReason, TokenLogprob, Usage
+from gptport_client._sampling import Sampler, likeliest, log_softmax
 from gptport_client._text import Detokenizer, StopFilter
 
 if TYPE_CHECKING:
@@ -48,13 +49,16 @@ class Generation:
         self._ids = list(prompt)
         self._prompt_tokens = len(prompt)
         self._limit = min(params.max_tokens, model.max_length - len(prompt))
-        self._eos = model.eos_token_ids
+        self._ends = frozenset(params.stop_token_ids).union(() if params.ignore_eos else model.eos_token_ids)
+        self._adjuster = Adjuster(params, prompt, frozenset(model.eos_token_ids), tokenizer)
         self._sampler = Sampler(params)
+        self._top = params.logprobs
         self._processors = processors
         self._detokenizer = Detokenizer(tokenizer, prompt)
         self._stop = StopFilter(params.stop_strings)
         self._tokens = 0
         self._unsent: list[int] = []  # tokens whose text is still held back
+        self._logprobs: list[TokenLogprob] = []  # theirs, if they are asked for
 
     @property
     def last(self) -> bool:
@@ -63,13 +67,17 @@ class Generation:
 
     def accept(self, logits: Logits) -> Chunk | None:
         """Choose a token from `logits [vocab]`; the chunk that it completes, if it does."""
-        token = self._sampler.draw(process(logits, self._ids, self._processors))
+        processed = process(logits, self._ids, self._processors)
+        token = self._sampler.draw(self._adjuster.adjust(processed))
+        self._adjuster.append(token)
+        if self._top is not None:
+            self._logprobs.append(_logprob(logits, token, self._top))
         self.pending = (token,)
         self._ids.append(token)
         self._tokens += 1
         self._unsent.append(token)
         text = self._stop.push(self._detokenizer.push(token))
-        if token in self._eos or self._stop.stopped:
+        if token in self._ends or self._stop.stopped:
             return self._finish(text, "stop")
         if self._tokens == self._limit:
             return self._finish(text, "length")
@@ -84,7 +92,15 @@ class Generation:
 
     def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
         ids, self._unsent = tuple(self._unsent), []
-        return Chunk(text, ids, reason, Usage(self._prompt_tokens, self._tokens) if reason else None)
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        usage = Usage(self._prompt_tokens, self._tokens) if reason else None
+        return Chunk(text, ids, reason, usage, logprobs)
+
+
+def _logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
+    found = log_softmax(logits)
+    best = likeliest(found, top).tolist()[:top]
+    return TokenLogprob(token, float(found[token]), tuple((each, float(found[each])) for each in best))
 
 
 def check_prompt_ids(prompt: tuple[int, ...], model: ModelConfig) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
-from gptport_client._wire import NUMPY_TYPES, OUTPUT_DATATYPES, InferRequest, InferResponse
+from gptport_client._wire import LOGPROB_OUTPUTS, NUMPY_TYPES, OUTPUT_DATATYPES, InferRequest, InferResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +33,9 @@ def generate_body(request: InferRequest) -> bytes:
 
 
 # One value of these is still a list.
-_LISTS = frozenset(("input_ids", "stop_words"))
+_LISTS = frozenset(
+    ("input_ids", "stop_words", "bad_words", "stop_token_ids", "logit_bias_ids", "logit_bias_values")
+)
 
 
 def infer_body(request: InferRequest) -> tuple[bytes, dict[str, str]]:
@@ -81,6 +83,8 @@ def read_event(event: Mapping[str, Any]) -> InferResponse:
     """
     response = service_pb2.ModelInferResponse()
     for name, datatype in OUTPUT_DATATYPES.items():
+        if name in LOGPROB_OUTPUTS and name not in event:
+            continue
         value = event.get(name, [])  # Triton leaves out what is empty
         values = value if isinstance(value, list) else [value]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TypedDict
 
@@ -19,13 +20,27 @@ FLOAT32_MAX = 3.4028234663852886e38
 class SamplingParams:
     """How the next token is chosen and when generation ends. What is left at its default is not sent.
 
+    Numbers that are not whole are float32 on the wire.
+
     Attributes:
         max_tokens: most new tokens, 1 to 2³¹-1; generation also ends where the model's length is reached.
-        temperature: 0 takes the likeliest token; higher is more random. Finite; a float32 on the wire.
+        temperature: 0 takes the likeliest token; higher is more random.
         top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the fewest likeliest tokens whose probability reaches this, 0 … 1; a float32 on the wire.
+        top_p: keep the fewest likeliest tokens whose probability reaches this, 0 … 1.
         seed: 0 to 2⁶⁴-1; the same seed gives the same text. None draws one.
         stop: end before the first of these strings; it is not part of the text. One string or several.
+        min_p: keep the tokens at least this many times as likely as the likeliest one, 0 … 1.
+        typical_p: keep the tokens nearest to the expected surprise whose probability reaches this, above 0, at most 1.
+        repetition_penalty: above 0; divides positive logits and multiplies negative ones of the tokens in prompt and answer.
+        presence_penalty: -2 … 2; taken from the logits of the tokens in the answer.
+        frequency_penalty: -2 … 2; taken from them as often as each is there.
+        logit_bias: token id → what is added to its logit; kept as pairs.
+        bad_words: strings whose tokens, with or without a space before them, never come. One or several.
+        stop_token_ids: end with the first of these tokens.
+        min_tokens: neither an end-of-text token nor one of stop_token_ids comes before so many new tokens.
+        ignore_eos: an end-of-text token does not end the answer.
+        logprobs: give the log-probability of each new token, and of the n likeliest at its place, 0 to 20.
+        priority: of the requests that wait on the server, the one with the smallest runs first.
 
     Raises:
         InvalidRequest: a value is of the wrong type or out of range.
@@ -37,20 +52,72 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int | None = None
     stop: str | tuple[str, ...] | list[str] = ()
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    bad_words: str | tuple[str, ...] | list[str] = ()
+    stop_token_ids: tuple[int, ...] | list[int] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
-        check_integer("max_tokens", self.max_tokens, 1, INT32_MAX)
-        check_number("temperature", self.temperature, 0.0, FLOAT32_MAX)
-        check_integer("top_k", self.top_k, 0, INT32_MAX)
-        check_number("top_p", self.top_p, 0.0, 1.0)
-        if self.seed is not None:
-            check_integer("seed", self.seed, 0, UINT64_MAX)
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        for name, (low, high) in _INTEGERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                check_integer(name, value, low, high)
+        for name, (lowest, highest) in _NUMBERS.items():
+            check_number(name, getattr(self, name), lowest, highest)
+        for name in ("repetition_penalty", "typical_p"):
+            if np.float32(getattr(self, name)) <= 0:
+                raise InvalidRequest(f"{name} is {getattr(self, name)}; give a number above 0")
+        if not isinstance(self.ignore_eos, bool):
+            raise InvalidRequest(f"ignore_eos is {self.ignore_eos!r}; give True or False")
+        if self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens is {self.min_tokens}; give at most max_tokens, {self.max_tokens}"
+            )
+        for name, normal in (
+            ("stop", _strings("stop", self.stop)),
+            ("bad_words", _strings("bad_words", self.bad_words)),
+            ("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids)),
+            ("logit_bias", _biases(self.logit_bias)),
+        ):
+            object.__setattr__(self, name, normal)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, whatever it was given as."""
         return tuple(self.stop)
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs of token id and number, whatever it was given as."""
+        return tuple(self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias)
+
+
+_INTEGERS = {
+    "max_tokens": (1, INT32_MAX),
+    "top_k": (0, INT32_MAX),
+    "seed": (0, UINT64_MAX),
+    "min_tokens": (0, INT32_MAX),
+    "logprobs": (0, 20),
+    "priority": (-INT32_MAX - 1, INT32_MAX),
+}
+_OPTIONAL = ("seed", "logprobs")
+_NUMBERS = {
+    "temperature": (0.0, FLOAT32_MAX),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "typical_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, FLOAT32_MAX),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -62,6 +129,18 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float
     seed: int | None
     stop: str | tuple[str, ...] | list[str]
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...]
+    bad_words: str | tuple[str, ...] | list[str]
+    stop_token_ids: tuple[int, ...] | list[int]
+    min_tokens: int
+    ignore_eos: bool
+    logprobs: int | None
+    priority: int
 
 
 def sampling_params(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
@@ -119,10 +198,30 @@ def check_text(field: str, value: object) -> None:
         ) from error
 
 
-def _stop_strings(stop: object) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else stop
+def _strings(field: str, given: object) -> tuple[str, ...]:
+    strings = (given,) if isinstance(given, str) else given
     if not isinstance(strings, (tuple, list)):
-        raise InvalidRequest(f"stop is a {type(stop).__name__}; give a string, or a list of strings")
+        raise InvalidRequest(f"{field} is a {type(given).__name__}; give a string, or a list of strings")
     for index, string in enumerate(strings):
-        check_text(f"stop[{index}]", string)
+        check_text(f"{field}[{index}]", string)
     return tuple(strings)
+
+
+def _token_ids(field: str, given: object) -> tuple[int, ...]:
+    if not isinstance(given, (tuple, list)):
+        raise InvalidRequest(f"{field} is a {type(given).__name__}; give a list of token ids")
+    for index, token in enumerate(given):
+        check_integer(f"{field}[{index}]", token, 0, INT32_MAX)
+    return tuple(map(int, given))
+
+
+def _biases(given: object) -> tuple[tuple[int, float], ...]:
+    pairs = tuple(given.items()) if isinstance(given, Mapping) else given
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise InvalidRequest(f"logit_bias is {given!r}; give a dict of token ids and numbers")
+    ids = _token_ids("logit_bias", [token for token, _ in pairs])
+    for token, bias in pairs:
+        check_number(f"logit_bias[{token}]", bias, -FLOAT32_MAX, FLOAT32_MAX)
+    if len(set(ids)) < len(ids):
+        raise InvalidRequest("logit_bias has a token id twice; give each once")
+    return tuple((token, float(bias)) for token, (_, bias) in zip(ids, pairs, strict=True))

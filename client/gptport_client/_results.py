@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias, cast, get_args
 
 from gptport_client._errors import ProtocolError
 
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled"]
+FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout"]
 
 
 def finish_reason(name: str) -> FinishReason:
@@ -16,7 +16,7 @@ def finish_reason(name: str) -> FinishReason:
     Raises:
         ProtocolError: it is none.
     """
-    if name not in ("stop", "length", "cancelled"):
+    if name not in get_args(FinishReason):
         raise ProtocolError(f"the server ended with the unknown finish reason {name!r}; update this client")
     return cast("FinishReason", name)
 
@@ -50,22 +50,38 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was, by the model's own logits, before a parameter changes them.
+
+    Attributes:
+        token_id: the token that was chosen.
+        logprob: the natural logarithm of its probability.
+        top: the likeliest tokens at its place with theirs, the likeliest first, as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer.
 
     Attributes:
         text: what is new; never half a character; may be empty.
         token_ids: the new tokens.
-        finish_reason: why generation ended, on the last chunk only: `stop` (end-of-text token or stop
-        string),
-            `length` (max_tokens or the model's length) or `cancelled` (by the server).
+        finish_reason: why generation ended, on the last chunk only: `stop` (a token or string that ends it), `length`
+            (max_tokens or the model's length), `cancelled` or `timeout` (by the server).
         usage: the token counts, on the last chunk only.
+        logprobs: of `token_ids`, if they were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,7 @@ class Result:
         usage: the token counts.
         timings: seconds to the first piece and in total.
         request_id: what the server's log calls the request.
+        logprobs: of `token_ids`, if they were asked for.
     """
 
     text: str
@@ -87,3 +104,4 @@ class Result:
     usage: Usage
     timings: Timings
     request_id: str
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -18,6 +18,7 @@ from gptport_client._errors import (
     ServerError,
     ServerNotReady,
 )
+from gptport_client._wire import PARAMETER_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +53,9 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
 
 # Only where there is no status: the backend's messages begin with the field, Triton's own speak of inference
 # inputs.
-_FIELDS = (
-    r"text_input|input_ids|max_tokens|temperature|top_k|top_p|seed|stop_words|stream|exclude_input\w*|file"
+_FIELDS = "|".join(
+    ["text_input", "input_ids", "stream", r"exclude_input\w*", "timeout", "file"]
+    + [name for tensors in PARAMETER_TENSORS.values() for name, _ in tensors]
 )
 _REFUSALS = re.compile(
     rf"^\W*(?:invalid.argument|(?:the )?prompt|the request has|this model has no|{_FIELDS})\b"

@@ -63,6 +63,7 @@ class Gathered:
             usage=last.usage,
             timings=self._timings(),
             request_id=self._request_id,
+            logprobs=tuple(each for chunk in self._chunks for each in chunk.logprobs),
         )
 
     def _timings(self) -> Timings:

@@ -40,6 +40,10 @@ class Tokenizer:
         """The text of `ids`, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def text_of(self, token: int) -> str:
+        """The text of one token, a special one's too; half a character is U+FFFD."""
+        return self._tokenizer.decode([token], skip_special_tokens=False)
+
 
 def read_tokenizer(source: str | Path | tokenizers.Tokenizer) -> Tokenizer:
     """The tokenizer in a `tokenizer.json`, in a directory that has one, or as given.

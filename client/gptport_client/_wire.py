@@ -10,7 +10,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
-from gptport_client._results import Chunk, Usage, finish_reason
+from gptport_client._results import Chunk, TokenLogprob, Usage, finish_reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,14 +24,26 @@ InferRequest: TypeAlias = Any
 InferResponse: TypeAlias = Any
 
 
-# Field of SamplingParams → its tensor's name and datatype.
+# Field of SamplingParams → the names and datatypes of its tensors.
 PARAMETER_TENSORS = {
-    "max_tokens": ("max_tokens", "INT32"),
-    "temperature": ("temperature", "FP32"),
-    "top_k": ("top_k", "INT32"),
-    "top_p": ("top_p", "FP32"),
-    "seed": ("seed", "UINT64"),
-    "stop": ("stop_words", "BYTES"),
+    "max_tokens": (("max_tokens", "INT32"),),
+    "temperature": (("temperature", "FP32"),),
+    "top_k": (("top_k", "INT32"),),
+    "top_p": (("top_p", "FP32"),),
+    "seed": (("seed", "UINT64"),),
+    "stop": (("stop_words", "BYTES"),),
+    "min_p": (("min_p", "FP32"),),
+    "typical_p": (("typical_p", "FP32"),),
+    "repetition_penalty": (("repetition_penalty", "FP32"),),
+    "presence_penalty": (("presence_penalty", "FP32"),),
+    "frequency_penalty": (("frequency_penalty", "FP32"),),
+    "logit_bias": (("logit_bias_ids", "INT32"), ("logit_bias_values", "FP32")),
+    "bad_words": (("bad_words", "BYTES"),),
+    "stop_token_ids": (("stop_token_ids", "INT32"),),
+    "min_tokens": (("min_tokens", "INT32"),),
+    "ignore_eos": (("ignore_eos", "BOOL"),),
+    "logprobs": (("logprobs", "INT32"),),
+    "priority": (("priority", "INT32"),),
 }
 NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
 # What the text model answers with.
@@ -41,7 +53,11 @@ OUTPUT_DATATYPES = {
     "finish_reason": "BYTES",
     "num_input_tokens": "UINT32",
     "num_output_tokens": "UINT32",
+    "output_log_probs": "FP32",
+    "top_log_prob_ids": "INT32",
+    "top_log_probs": "FP32",
 }
+LOGPROB_OUTPUTS = ("output_log_probs", "top_log_prob_ids", "top_log_probs")  # only if they were asked for
 
 
 def text_request(
@@ -56,8 +72,8 @@ def text_request(
     for field in fields(params):
         value = getattr(params, field.name)
         if value != field.default:
-            name, datatype = PARAMETER_TENSORS[field.name]
-            _add_values(request, name, datatype, value if isinstance(value, tuple) else (value,))
+            for (name, datatype), values in zip(PARAMETER_TENSORS[field.name], _columns(value), strict=True):
+                _add_values(request, name, datatype, values)
     _add_values(request, "stream", "BOOL", (stream,))
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
@@ -109,6 +125,7 @@ def read_text(response: InferResponse) -> tuple[Chunk | None, bool]:
     chunk = Chunk(
         text=_read_string(outputs, "text_output"),
         token_ids=_read_ids(outputs),
+        logprobs=_read_logprobs(outputs),
         finish_reason=finish_reason(reason) if reason else None,
         usage=usage if reason else None,
     )
@@ -142,6 +159,13 @@ def _request(model: str, request_id: str) -> InferRequest:
 def _add(request: InferRequest, name: str, datatype: str, shape: Sequence[int], data: bytes) -> None:
     request.inputs.add(name=name, datatype=datatype, shape=shape)
     request.raw_input_contents.append(data)
+
+
+def _columns(value: Any) -> Sequence[Sequence[Any]]:
+    """What goes into the tensors of a parameter: one column, or for pairs two."""
+    if not isinstance(value, tuple):
+        return [[value]]
+    return list(zip(*value, strict=True)) if isinstance(value[0], tuple) else [value]
 
 
 def _add_values(request: InferRequest, name: str, datatype: str, values: Sequence[Any]) -> None:
@@ -191,6 +215,22 @@ def _read_ids(outputs: dict[str, tuple[str, bytes]]) -> tuple[int, ...]:
     if len(content) % 4:
         raise ProtocolError("the output output_ids has half a number")
     return tuple(np.frombuffer(content, "<i4").tolist())
+
+
+def _read_logprobs(outputs: dict[str, tuple[str, bytes]]) -> tuple[TokenLogprob, ...]:
+    """Of the token ids in the same response; none if they were not asked for."""
+    found = [outputs.get(name, (OUTPUT_DATATYPES[name], b"")) for name in LOGPROB_OUTPUTS]
+    if [datatype for datatype, _ in found] != ["FP32", "INT32", "FP32"]:
+        raise ProtocolError(f"log-probabilities came as {', '.join(datatype for datatype, _ in found)}")
+    chosen, ids, top = (np.frombuffer(content, NUMPY_TYPES[datatype]) for datatype, content in found)
+    if not len(chosen):
+        return ()
+    tokens = _read_ids(outputs)
+    if len(chosen) != len(tokens) or len(ids) != len(top) or len(ids) % len(tokens):
+        raise ProtocolError(f"{len(chosen)} log-probabilities came with {len(tokens)} tokens")
+    likeliest = zip(ids.reshape(len(tokens), -1).tolist(), top.reshape(len(tokens), -1).tolist(), strict=True)
+    pairs = (tuple(zip(row, values, strict=True)) for row, values in likeliest)
+    return tuple(map(TokenLogprob, tokens, chosen.tolist(), pairs))
 
 
 def _read_number(outputs: dict[str, tuple[str, bytes]], name: str) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from gptport_client import AsyncClient
     from gptport_gateway.asked import Asked
     from gptport_gateway.keys import Keys
 
@@ -106,10 +107,11 @@ class Endpoints:
         return await self._answer(request, parse.chat(await _body(request)), chat=True)
 
     async def _answer(self, request: Request, asked: Asked, *, chat: bool) -> Response:
-        answers = await self._begin(asked, chat=chat)
-        writer = Writer(asked, chat=chat)
+        client = await self._models.client(asked.model)
+        answers = await _begin(client, asked, chat=chat)
+        writer = Writer(asked, chat=chat, texts=client.token_texts)
         if not asked.stream:
-            return JSONResponse(writer.complete(await _until_gone(request, answers.results())))
+            return JSONResponse(await writer.complete(await _until_gone(request, answers.results())))
         pieces = answers.pieces()
         first = await _until_gone(request, anext(pieces))  # what is wrong at once gets its HTTP status
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -117,20 +119,20 @@ class Endpoints:
             _events(first, pieces, writer), headers=headers, media_type="text/event-stream"
         )
 
-    async def _begin(self, asked: Asked, *, chat: bool) -> Answers:
-        client = await self._models.client(asked.model)
-        limit = (await client.model_config()).max_length if asked.unlimited else asked.params.max_tokens
-        ask: Callable[..., Any] = client.chat_stream if chat else client.stream
-        return Answers([ask(prompt, params, max_tokens=limit) for prompt, params in asked.choices])
+
+async def _begin(client: AsyncClient, asked: Asked, *, chat: bool) -> Answers:
+    limit = (await client.model_config()).max_length if asked.unlimited else asked.params.max_tokens
+    ask: Callable[..., Any] = client.chat_stream if chat else client.stream
+    return Answers([ask(prompt, params, max_tokens=limit) for prompt, params in asked.choices])
 
 
 async def _events(first: Piece, pieces: Pieces, writer: Writer) -> AsyncIterator[bytes]:
     """Server-sent events. The task that reads them is cancelled when the browser goes away."""
     async with aclosing(pieces):
         try:
-            yield _event(writer.piece(first.index, first.chunk))
+            yield _event(await writer.piece(first.index, first.chunk))
             async for piece in pieces:
-                yield _event(writer.piece(piece.index, piece.chunk))
+                yield _event(await writer.piece(piece.index, piece.chunk))
             if (last := writer.last()) is not None:
                 yield _event(last)
             yield b"data: [DONE]\n\n"

@@ -13,8 +13,7 @@ MOST_ANSWERS = 128
 # OpenAI's defaults where they are not ours.
 _DEFAULTS: dict[str, Any] = {"temperature": 1.0}
 _COMPLETION_TOKENS = 16
-# Taken as they are, under OpenAI's name; whether the engine has them is for SamplingParams to say.
-_SAME = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
+_REWRITTEN = ("max_tokens", "logprobs", "logit_bias")  # where OpenAI's value is not quite ours
 _OURS = tuple(field.name for field in fields(SamplingParams))  # beyond OpenAI's, as other servers offer them
 # These change nothing here.
 _IGNORED = frozenset(
@@ -31,9 +30,7 @@ _IGNORED = frozenset(
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "reasoning_effort"),
     ]
 )
-_SHARED = frozenset(
-    ("model", "stream", "stream_options", "n", "max_tokens", "logprobs", "logit_bias", *_SAME, *_OURS)
-)
+_SHARED = frozenset(("model", "stream", "stream_options", "n", *_OURS))
 _OF_CHAT = _SHARED | {"messages", "max_completion_tokens", "top_logprobs", "response_format"}
 _OF_COMPLETION = _SHARED | {"prompt", "echo", "best_of"}
 
@@ -83,7 +80,8 @@ def chat(body: Mapping[str, Any]) -> Asked:
     messages = tuple(_message(index, message) for index, message in enumerate(_list(body, "messages")))
     if not messages:
         raise RequestError("messages is empty; give at least one message", "messages")
-    return _asked(body, (messages,), limit)
+    logprobs = (body.get("top_logprobs") or 0) if _boolean(body, "logprobs") else None
+    return _asked(body, (messages,), limit, logprobs)
 
 
 def completion(body: Mapping[str, Any]) -> Asked:
@@ -96,24 +94,22 @@ def completion(body: Mapping[str, Any]) -> Asked:
     if body.get("best_of") not in (None, body.get("n") or 1):
         raise RequestError("best_of is not supported beyond n; leave it out", "best_of")
     limit = _first(body, "max_tokens")
-    asked = _asked(body, _prompts(body.get("prompt")), _COMPLETION_TOKENS if limit is None else limit)
+    limit = _COMPLETION_TOKENS if limit is None else limit
+    asked = _asked(body, _prompts(body.get("prompt")), limit, body.get("logprobs"))
     echo = _boolean(body, "echo")
     if echo and not all(isinstance(prompt, str) for prompt in asked.prompts):
         raise RequestError("echo is not supported for token ids; give the prompt as a text", "echo")
     return replace(asked, echo=echo)
 
 
-def _asked(body: Mapping[str, Any], prompts: tuple[Any, ...], limit: Any) -> Asked:
+def _asked(body: Mapping[str, Any], prompts: tuple[Any, ...], limit: Any, logprobs: Any) -> Asked:
     n = body.get("n")
     n = 1 if n is None else n
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n * len(prompts) <= MOST_ANSWERS:
         raise RequestError(f"n is {n!r}; give 1 or more, and at most {MOST_ANSWERS} answers in all", "n")
-    given = {name: body[name] for name in (*_OURS, *_SAME) if body.get(name) is not None}
-    known = {name: value for name, value in given.items() if name in _OURS and name != "max_tokens"}
-    for name in given.keys() - set(_OURS):
-        if given[name]:  # 0 is no penalty
-            raise RequestError(f"{name} is not supported; leave it out", name)
-    params = SamplingParams(**{**_DEFAULTS, **known, **({} if limit is None else {"max_tokens": limit})})
+    same = {name: body[name] for name in _OURS if name not in _REWRITTEN and body.get(name) is not None}
+    limited = {} if limit is None else {"max_tokens": limit}
+    params = SamplingParams(**{**_DEFAULTS, **same, **limited}, logprobs=logprobs, logit_bias=_biases(body))
     options = body.get("stream_options") or {}
     if not isinstance(options, Mapping):
         raise RequestError(f"stream_options is {options!r}; give an object", "stream_options")
@@ -141,12 +137,16 @@ def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
     if unknown:
         name = min(unknown)
         raise RequestError(f"{name} is not supported; leave it out", name)
-    for name in ("logprobs", "logit_bias", "top_logprobs"):
-        if name not in _OURS and body.get(name):
-            raise RequestError(f"{name} is not supported; leave it out", name)
     form = body.get("response_format")
     if form and (not isinstance(form, Mapping) or form.get("type") != "text"):
         raise RequestError("response_format is not supported but for text; leave it out", "response_format")
+
+
+def _biases(body: Mapping[str, Any]) -> dict[int, Any]:
+    biases = body.get("logit_bias") or {}
+    if not isinstance(biases, Mapping) or not all(str(token).isdecimal() for token in biases):
+        raise RequestError(f"logit_bias is {biases!r}; give an object of token ids and numbers", "logit_bias")
+    return {int(token): bias for token, bias in biases.items()}
 
 
 def _message(index: int, message: Any) -> Message:

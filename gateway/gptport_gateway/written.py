@@ -4,42 +4,55 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from gptport_client import Chunk, Result, Usage
+    from gptport_client import Chunk, Result, TokenLogprob, Usage
     from gptport_gateway.asked import Asked
+
+    Texts: TypeAlias = Callable[[Sequence[int]], Awaitable[tuple[str, ...]]]
+
+# What OpenAI has no word for.
+_FINISH_REASONS = {"timeout": "length", "cancelled": "stop"}
 
 
 class Writer:
-    """Writes the answers to one request; `chat` or completions."""
+    """Writes the answers to one request; `chat` or completions.
 
-    def __init__(self, asked: Asked, *, chat: bool) -> None:
+    Args:
+        asked: the request.
+        chat: whether it was a conversation.
+        texts: gives each token as text.
+    """
+
+    def __init__(self, asked: Asked, *, chat: bool, texts: Texts) -> None:
         self._asked = asked
+        self._texts = texts
         self._chat = chat
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._begun: set[int] = set()
         self._usages: dict[int, Usage] = {}
 
-    def complete(self, results: Sequence[Result]) -> dict[str, Any]:
+    async def complete(self, results: Sequence[Result]) -> dict[str, Any]:
         """All answers at once."""
         for index, result in enumerate(results):
             self._usages[index] = result.usage
         return {
             **self._head("chat.completion" if self._chat else "text_completion"),
-            "choices": [self._whole(index, result) for index, result in enumerate(results)],
+            "choices": [await self._whole(index, result) for index, result in enumerate(results)],
             "usage": self._usage(),
         }
 
-    def piece(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    async def piece(self, index: int, chunk: Chunk) -> dict[str, Any]:
         """A chunk of the answer `index`."""
         if chunk.usage is not None:
             self._usages[index] = chunk.usage
         usage = {"usage": None} if self._asked.include_usage else {}
-        return {**self._event(), "choices": [self._part(index, chunk)], **usage}
+        return {**self._event(), "choices": [await self._part(index, chunk)], **usage}
 
     def last(self) -> dict[str, Any] | None:
         """What comes behind all chunks, if it was asked for."""
@@ -53,20 +66,31 @@ class Writer:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
 
-    def _whole(self, index: int, result: Result) -> dict[str, Any]:
-        end = {"index": index, "logprobs": None, "finish_reason": result.finish_reason}
+    async def _whole(self, index: int, result: Result) -> dict[str, Any]:
+        end = await self._end(index, result)
         if self._chat:
             return {**end, "message": {"role": "assistant", "content": result.text, "refusal": None}}
         return {**end, "text": self._echo(index) + result.text}
 
-    def _part(self, index: int, chunk: Chunk) -> dict[str, Any]:
+    async def _part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         first = index not in self._begun
         self._begun.add(index)
-        end = {"index": index, "logprobs": None, "finish_reason": chunk.finish_reason}
+        end = await self._end(index, chunk)
         if self._chat:
             role: Mapping[str, str] = {"role": "assistant"} if first else {}
             return {**end, "delta": {**role, "content": chunk.text}}
         return {**end, "text": (self._echo(index) if first else "") + chunk.text}
+
+    async def _end(self, index: int, piece: Result | Chunk) -> dict[str, Any]:
+        reason = _FINISH_REASONS.get(piece.finish_reason or "", piece.finish_reason)
+        return {"index": index, "logprobs": await self._logprobs(piece.logprobs), "finish_reason": reason}
+
+    async def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not logprobs:
+            return None
+        ids = [token for each in logprobs for token, _ in ((each.token_id, 0.0), *each.top)]
+        texts = dict(zip(ids, await self._texts(ids), strict=True))
+        return _of_chat(logprobs, texts) if self._chat else _of_completion(logprobs, texts)
 
     def _echo(self, index: int) -> str:
         prompt = self._asked.choices[index][0] if self._asked.echo else ""
@@ -83,3 +107,28 @@ class Writer:
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
         }
+
+
+def _of_chat(logprobs: Sequence[TokenLogprob], texts: Mapping[int, str]) -> dict[str, Any]:
+    content = [
+        {
+            **_token(texts[each.token_id], each.logprob),
+            "top_logprobs": [_token(texts[token], logprob) for token, logprob in each.top],
+        }
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def _of_completion(logprobs: Sequence[TokenLogprob], texts: Mapping[int, str]) -> dict[str, Any]:
+    tokens = [texts[each.token_id] for each in logprobs]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [each.logprob for each in logprobs],
+        "top_logprobs": [{texts[token]: logprob for token, logprob in each.top} for each in logprobs],
+        "text_offset": [0, *accumulate(map(len, tokens[:-1]))],
+    }

@@ -8,7 +8,6 @@ import json
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import termios
@@ -221,12 +220,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(toy, tmp_path):
     assert "Tell me" in (tmp_path / "gptport" / "chat_history").read_text()
 
 
-def _own_terminal():
-    """So that Ctrl-C arrives, where the tests run in the background of a shell too, which ignores it."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Terminal:
     """A command on a terminal of its own."""
 
@@ -239,7 +232,7 @@ class Terminal:
             stderr=slave,
             env={**os.environ, "XDG_STATE_HOME": str(home), "TERM": "dumb"},
             start_new_session=True,
-            preexec_fn=_own_terminal,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
 

@@ -146,6 +146,31 @@ def test_parameters_beyond_openais(ask, client):
     assert answer.choices[0].text == expected.text
 
 
+def test_logprobs(ask, client):
+    expected = client.generate(PROMPT, max_tokens=9, logprobs=2)
+    texts = client.token_texts(expected.token_ids)
+    found = ask.completions.create(prompt=PROMPT, logprobs=2, **GREEDY).choices[0].logprobs
+    assert found.tokens == list(texts)
+    assert found.token_logprobs == [-1] * 9
+    assert found.text_offset[:2] == [0, len(texts[0])]
+    events = ask.chat.completions.create(
+        messages=MESSAGES, logprobs=True, top_logprobs=2, stream=True, **GREEDY
+    )
+    for event in events:
+        (content,) = event.choices[0].logprobs.content
+        assert (content.logprob, bytes(content.bytes).decode()) == (-1, content.token)
+        assert [each.logprob for each in content.top_logprobs] == [0, -1]
+    assert ask.completions.create(prompt=PROMPT, **GREEDY).choices[0].logprobs is None
+
+
+def test_logit_bias_and_penalties_reach_the_engine(ask, toy):
+    ask.completions.create(prompt=PROMPT, logit_bias={"7": -5}, presence_penalty=1.5, **GREEDY)
+    sent = {tensor.name for tensor in toy.requests[-1].inputs}
+    assert {"logit_bias_ids", "logit_bias_values", "presence_penalty"} <= sent
+    with pytest.raises(openai.BadRequestError, match="logit_bias is"):
+        ask.completions.create(prompt=PROMPT, logit_bias={"x": 1}, **GREEDY)
+
+
 def test_models(ask):
     assert [model.id for model in ask.models.list()] == ["toy"]
     assert ask.models.retrieve("toy").owned_by == "gptport"
@@ -186,6 +211,7 @@ def test_what_asks_for_nothing_is_taken(ask):
         tools=[],
         presence_penalty=0,
         logprobs=False,
+        logit_bias={},
         response_format={"type": "text"},
         metadata={"a": "b"},
     )

@@ -36,6 +36,19 @@ WRONG = [
     ({"stop": ["ok", ""]}, r"stop\[1\] is empty"),
     ({"stop": [3]}, r"stop\[0\] is a int; give a str"),
     ({"stop": {"a": 1}}, r"stop is a dict; give a string, or a list"),
+    ({"min_p": -0.1}, r"min_p is -0.1; give a finite number from 0 to 1"),
+    ({"typical_p": 0}, r"typical_p is 0; give a number above 0"),
+    ({"repetition_penalty": 0.0}, r"repetition_penalty is 0.0; give a number above 0"),
+    ({"presence_penalty": 3}, r"presence_penalty is 3; give a finite number from -2 to 2"),
+    ({"logprobs": 21}, r"logprobs is 21; give an integer from 0 to 20"),
+    ({"ignore_eos": 1}, r"ignore_eos is 1; give True or False"),
+    ({"min_tokens": 9, "max_tokens": 8}, r"min_tokens is 9; give at most max_tokens, 8"),
+    ({"stop_token_ids": 5}, r"stop_token_ids is a int; give a list"),
+    ({"stop_token_ids": [-1]}, r"stop_token_ids\[0\] is -1"),
+    ({"bad_words": [""]}, r"bad_words\[0\] is empty"),
+    ({"logit_bias": [1]}, r"logit_bias is \[1\]; give a dict"),
+    ({"logit_bias": {-1: 1.0}}, r"logit_bias\[0\] is -1"),
+    ({"logit_bias": {3: math.inf}}, r"logit_bias\[3\] is inf"),
     ({"stop": "\udcff"}, r"stop\[0\] is not valid Unicode"),
 ]
 
@@ -60,6 +73,11 @@ def test_a_wrong_parameter_is_refused(values, message):
         {"stop": "a"},
         {"stop": ["a", "ß"]},
         {"stop": []},
+        {"typical_p": 1e-30},
+        {"logprobs": 0},
+        {"logit_bias": {}},
+        {"logit_bias": {0: -100, np.int64(7): np.float32(1.5)}},
+        {"priority": -(2**31)},
     ],
 )
 def test_the_limits_themselves_are_allowed(values):
@@ -85,7 +103,9 @@ def test_an_unknown_option_is_refused(client):
         client.generate("a", {"max_tokens": 3})
 
 
-def test_stop_is_a_tuple_afterwards():
+def test_what_may_be_given_in_several_ways_is_the_same_afterwards():
+    assert SamplingParams(logit_bias={7: 1}) == SamplingParams(logit_bias=((7, 1.0),))
+    assert hash(SamplingParams(stop_token_ids=[1])) == hash(SamplingParams(stop_token_ids=(1,)))
     assert SamplingParams(stop="ab").stop == ("ab",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
 

@@ -265,7 +265,10 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             piece, shown = text[len(shown) :].encode(), text
             last = bool(reason) and not self.separate_final
             reason = "" if self.no_finish_reason else reason
-            yield text_response(request, piece, (token,), reason, len(ids), count + 1, final=last)
+            response = text_response(request, piece, (token,), reason, len(ids), count + 1, final=last)
+            if "logprobs" in tensors:
+                add_logprobs(response.infer_response, int(tensors["logprobs"][0]))
+            yield response
         if self.separate_final:
             yield final_response(request)
 
@@ -331,6 +334,17 @@ def text_response(
         response.outputs.add(name=name, datatype=datatype, shape=(len(ids) if name == "output_ids" else 1,))
         response.raw_output_contents.append(content)
     return stream
+
+
+def add_logprobs(response, top: int):
+    """Of one token: made up, -1 for the chosen one, and -i for the i-th of the likeliest ones, which are the first ids."""
+    for name, datatype, shape, values in (
+        ("output_log_probs", "FP32", (1,), np.array([-1], "<f4")),
+        ("top_log_prob_ids", "INT32", (1, top), np.arange(top, dtype="<i4")),
+        ("top_log_probs", "FP32", (1, top), -np.arange(top, dtype="<f4")),
+    ):
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
+        response.raw_output_contents.append(values.tobytes())
 
 
 def final_response(request):

@@ -14,7 +14,24 @@ if TYPE_CHECKING:
 
     from gptport_client import Client, SamplingParams
 
-_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+_NUMBERS = {  # option → metavar, default, help
+    "min_p": ("P", 0.0, "keep the tokens at least P times as likely as the likeliest"),
+    "typical_p": ("P", 1.0, "keep the tokens nearest to the expected surprise up to this probability"),
+    "repetition_penalty": ("R", 1.0, "above 1: less of what is in prompt and answer"),
+    "presence_penalty": ("X", 0.0, "taken from the logits of what is in the answer, -2 to 2"),
+    "frequency_penalty": ("X", 0.0, "taken as often as it is there, -2 to 2"),
+}
+_OTHERS = (
+    "max_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "stop",
+    "bad_words",
+    "min_tokens",
+    "ignore_eos",
+)
 
 
 def add_connection(command: argparse.ArgumentParser) -> None:
@@ -70,10 +87,25 @@ def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temper
         metavar="P",
         help="keep the likeliest tokens up to this probability",
     )
+    for name, (metavar, default, meaning) in _NUMBERS.items():
+        option = f"--{name.replace('_', '-')}"
+        command.add_argument(option, type=float, default=default, metavar=metavar, help=meaning)
     command.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     command.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
+    command.add_argument(
+        "--bad-word",
+        dest="bad_words",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="never write this; may be repeated",
+    )
+    command.add_argument(
+        "--min-tokens", type=int, default=0, metavar="N", help="no end of text before so many new tokens"
+    )
+    command.add_argument("--ignore-eos", action="store_true", help="an end of text does not end the answer")
 
 
 def add_tokenizer(command: argparse.ArgumentParser) -> None:
@@ -87,7 +119,7 @@ def sampling(options: argparse.Namespace) -> SamplingParams:
     """The sampling parameters of the command."""
     from gptport_client import SamplingParams
 
-    return SamplingParams(**{name: getattr(options, name) for name in _SAMPLING})
+    return SamplingParams(**{name: getattr(options, name) for name in (*_NUMBERS, *_OTHERS)})
 
 
 @contextmanager
