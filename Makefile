@@ -73,7 +73,7 @@ format: $(STAMP) ## format the code, and repair what the linter can
 constraints: $(STAMP) ## write anew what the chosen packages of constraints.txt need
 	@sed '/^# What they need/q' constraints.txt >$(VENV)/constraints.txt
 	@PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(PIP) install --quiet --dry-run --ignore-installed -c $(VENV)/constraints.txt \
-	    --report $(VENV)/resolved.json '.[export,serve,gateway,bench,dev]' 'onnxruntime-gpu[cuda,cudnn]'
+	    --report $(VENV)/resolved.json '.[export,serve,structured,gateway,bench,dev]' 'onnxruntime-gpu[cuda,cudnn]'
 	@$(BIN)/python -c "$$NEEDED" $(VENV)/constraints.txt $(VENV)/resolved.json >>$(VENV)/constraints.txt
 	@mv $(VENV)/constraints.txt constraints.txt
 
@@ -107,7 +107,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@PYTHONPATH=exporter $(BIN)/python -m gptport.libpython $(VENV)/lib
 	@$(HAS_GPU) || ! $(BIN)/python -c '$(REACHABLE)' $(TORCH_CPU_INDEX) 2>/dev/null || \
 	    $(PIP) install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) -c constraints.txt torch 2>/dev/null || true
-	@$(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[export,serve,gateway,dev]'
+	@$(QUIETLY) $(PIP) install --quiet -c constraints.txt -e '.[export,serve,structured,gateway,dev]'
 	@! $(HAS_GPU) || { $(install-onnxruntime-for-gpu); }
 	@touch $@
 

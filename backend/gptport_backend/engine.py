@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 NOTHING_TO_CHOOSE = (
     "there is no token to choose: either the model computed logits that are not finite numbers, or bad_words, "
-    "logit_bias_values and min_tokens leave none"
+    "logit_bias_values, min_tokens and the form asked for leave none"
 )
 IDLE_SECONDS = 10.0  # without work, until the memory of the cache is given back
 STOP_SECONDS = (
@@ -202,7 +202,7 @@ class Engine:
         now = time.monotonic()
         for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
             if not np.isfinite(logits[row, token]):
-                self._fail([generation], NOTHING_TO_CHOOSE)
+                self._fail([generation], generation.sampler.error or NOTHING_TO_CHOOSE)
                 continue
             self._count_token(generation, now)
             self._advance(generation, partial(generation.accept, token))

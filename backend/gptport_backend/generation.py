@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gptport_backend.grammar import Grammars
 from gptport_backend.processors import Forbidden
 from gptport_backend.sampling import Sampler
 from gptport_backend.sequence import FinishReason, Piece, Sequence, Sink
@@ -25,11 +26,13 @@ class Vocabulary:
     unsettled: frozenset[int]
     longest_token: int  # in characters
     eos: frozenset[int]
+    grammars: Grammars
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, eos: frozenset[int]) -> Vocabulary:
-        """The vocabulary of `tokenizer`, in which the ids `eos` end a text."""
-        return cls(tokenizer, unsettled_tokens(tokenizer), max(map(len, tokenizer.get_vocab())), eos)
+    def of(cls, tokenizer: Tokenizer, size: int, eos: frozenset[int]) -> Vocabulary:
+        """The vocabulary of `tokenizer` and of logits `[size]`, in which the ids `eos` end a text."""
+        longest = max(map(len, tokenizer.get_vocab()))
+        return cls(tokenizer, unsettled_tokens(tokenizer), longest, eos, Grammars(tokenizer, size, eos))
 
     def forbidden(self, request: GenerationRequest) -> Forbidden:
         """The tokens that must not come in the answer to `request`."""
@@ -50,7 +53,8 @@ class Generation(Sequence):
         sink: Sink,
     ) -> None:
         super().__init__(prompt, limit, request.priority)
-        self.sampler = Sampler(request.sampling, prompt, vocabulary.forbidden(request))
+        self._constraint = vocabulary.grammars.constraint(request.form) if request.form else None
+        self.sampler = Sampler(request.sampling, prompt, vocabulary.forbidden(request), self._constraint)
         self.sink = sink
         self.finish_reason: FinishReason = ""
         self._stream = request.stream
@@ -73,7 +77,7 @@ class Generation(Sequence):
             self.finish("stop")
             return
         self._text += self._stop.push(self._detokenizer.push(token))
-        if self._stop.stopped:
+        if self._stop.stopped or (self._constraint and self._constraint.complete):
             self.finish("stop")
         elif len(self.output) >= self.limit:
             self.finish("length")

@@ -54,7 +54,7 @@ class TritonPythonModel:
         )
         with manifests.verifying(manifest, self._version_dir):
             runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
-        vocabulary = Vocabulary.of(_tokenizer(self._version_dir), manifest.eos)
+        vocabulary = Vocabulary.of(_tokenizer(self._version_dir), manifest.vocab_size, manifest.eos)
         publisher = TritonPublisher(pb_utils, args["model_name"])
         self._outbox = Outbox()
         self._engine = Engine(manifest, runner, vocabulary, options, publisher)

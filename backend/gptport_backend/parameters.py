@@ -49,6 +49,14 @@ def _from_to(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: low <= value <= high
 
 
+MOST_CHARACTERS = 100_000
+FORM = f"a text of 1 to {MOST_CHARACTERS} characters"
+
+
+def _is_form(text: str) -> bool:
+    return 0 < len(text) <= MOST_CHARACTERS
+
+
 PARAMETERS = (
     Parameter("text_input", "BYTES", None, "a text that is not empty", "the prompt, as is", bool),
     Parameter(
@@ -176,6 +184,32 @@ PARAMETERS = (
     ),
     Parameter(
         "ignore_eos", "BOOL", False, "true or false", "true: an end-of-text token does not end the answer"
+    ),
+    Parameter(
+        "json_schema",
+        "BYTES",
+        None,
+        FORM,
+        "the answer is JSON of this schema; `{}` for any",
+        _is_form,
+    ),
+    Parameter("regex", "BYTES", None, FORM, "the whole answer matches this regular expression", _is_form),
+    Parameter(
+        "choice",
+        "BYTES",
+        (),
+        f"a list of texts, none of them empty, of {MOST_CHARACTERS} characters together",
+        "the answer is one of these texts",
+        lambda texts: all(texts) and sum(map(len, texts)) <= MOST_CHARACTERS,
+        many=True,
+    ),
+    Parameter(
+        "grammar",
+        "BYTES",
+        None,
+        FORM,
+        "the answer is of this grammar, in llguidance's kind of Lark",
+        _is_form,
     ),
     Parameter(
         "timeout",

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptport_backend.errors import RequestError
+from gptport_backend.grammar import FIELDS, Form
 from gptport_backend.parameters import PARAMETERS
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...]
     bad_words: tuple[str, ...]
     ignore_eos: bool
+    form: Form | None
     timeout: float | None
     priority: int
     stream: bool
@@ -84,6 +86,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         stop_token_ids=value["stop_token_ids"],
         bad_words=value["bad_words"],
         ignore_eos=value["ignore_eos"],
+        form=_form(value),
         timeout=value["timeout"],
         priority=value["priority"],
         stream=value["stream"],
@@ -115,6 +118,15 @@ def _sampling(value: Mapping[str, Any]) -> SamplingParameters:
         min_tokens=value["min_tokens"],
         logprobs=value["logprobs"],
     )
+
+
+def _form(value: Mapping[str, Any]) -> Form | None:
+    given = [Form(field, value[field]) for field in FIELDS if value[field]]
+    if len(given) > 1:
+        raise RequestError(
+            f"{given[0].field} and {given[1].field} are both there; an answer can have one form only"
+        )
+    return given[0] if given else None
 
 
 def check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:

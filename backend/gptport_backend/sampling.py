@@ -13,6 +13,7 @@ from gptport_backend.processors import ALLOW_ALL, Forbidden, History, Logits, st
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gptport_backend.grammar import Constraint
     from gptport_backend.request import SamplingParameters
 
 TokenArray: TypeAlias = NDArray[np.int64]
@@ -41,11 +42,13 @@ class Sampler:
         parameters: SamplingParameters,
         prompt: Sequence[int] = (),
         forbidden: Forbidden = ALLOW_ALL,
+        constraint: Constraint | None = None,
     ) -> None:
         self._parameters = parameters
         self._random = np.random.Generator(np.random.Philox(key=parameters.seed))
         self._history = History(prompt)
         self._steps = steps(parameters, forbidden, self._history)
+        self._constraint = constraint
         self._raw: NDArray[np.float64] | None = None
         self.logprobs: list[Logprobs] = []  # one for each token, if they were asked for
 
@@ -60,6 +63,13 @@ class Sampler:
             self._raw = _log_softmax(logits)
         for step in self._steps:
             step(logits)
+        if self._constraint is not None:
+            self._constraint.forbid(logits)
+
+    @property
+    def error(self) -> str:
+        """Why there is no token to choose, if that is the constraint's doing."""
+        return self._constraint.error if self._constraint is not None else ""
 
     def draw(self, logits: Logits) -> int:
         """One token id from `logits [vocab]`, adjusted."""
@@ -73,6 +83,8 @@ class Sampler:
     def append(self, token: int) -> None:
         """Take note of the token that came of it."""
         self._history.append(token)
+        if self._constraint is not None:
+            self._constraint.append(token)
         if self._raw is not None:
             top = likeliest(self._raw, self._parameters.logprobs or 0)
             self.logprobs.append(

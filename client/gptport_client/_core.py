@@ -77,7 +77,10 @@ class Asked:
         callables = check_processors(processors)
         if callables and loop == "server":
             raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
-        return cls(sampling_params(params, options), loop, callables, timeout)
+        checked = sampling_params(params, options)
+        if checked.forms and loop == "client":
+            raise InvalidRequest(f"{checked.forms[0]} is for the server's loop; leave out loop='client'")
+        return cls(checked, loop, callables, timeout)
 
 
 class Core:

@@ -34,7 +34,15 @@ def generate_body(request: InferRequest) -> bytes:
 
 # One value of these is still a list.
 _LISTS = frozenset(
-    ("input_ids", "stop_words", "bad_words", "stop_token_ids", "logit_bias_ids", "logit_bias_values")
+    (
+        "input_ids",
+        "stop_words",
+        "bad_words",
+        "choice",
+        "stop_token_ids",
+        "logit_bias_ids",
+        "logit_bias_values",
+    )
 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from gptport_client._errors import InvalidRequest
 INT32_MAX = 2**31 - 1
 UINT64_MAX = 2**64 - 1
 FLOAT32_MAX = 3.4028234663852886e38
+MOST_FORM_CHARACTERS = 100_000
+FORMS = ("json_schema", "regex", "choice", "grammar")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class SamplingParams:
         ignore_eos: an end-of-text token does not end the answer.
         logprobs: give the log-probability of each new token, and of the n likeliest at its place, 0 to 20.
         priority: of the requests that wait on the server, the one with the smallest runs first.
+        json_schema: the answer is JSON of this schema, a dict or its text. This and the next three are for the server's loop.
+        regex: the whole answer matches this regular expression.
+        choice: the answer is one of these strings.
+        grammar: the answer is of this grammar, in llguidance's kind of Lark. Of the four, one at most.
 
     Raises:
         InvalidRequest: a value is of the wrong type or out of range.
@@ -64,6 +71,10 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     priority: int = 0
+    json_schema: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | list[str] = ()
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _INTEGERS.items():
@@ -86,8 +97,31 @@ class SamplingParams:
             ("bad_words", _strings("bad_words", self.bad_words)),
             ("stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids)),
             ("logit_bias", _biases(self.logit_bias)),
+            ("json_schema", _schema(self.json_schema)),
+            ("choice", _strings("choice", self.choice)),
         ):
             object.__setattr__(self, name, normal)
+        self._check_forms()
+
+    def _check_forms(self) -> None:
+        for name in ("json_schema", "regex", "grammar"):
+            value = getattr(self, name)
+            if value is not None:
+                check_text(name, value)
+        for name in self.forms:
+            value = getattr(self, name)
+            count = len(value) if isinstance(value, str) else sum(map(len, value))
+            if count > MOST_FORM_CHARACTERS:
+                raise InvalidRequest(f"{name} has {count} characters; give at most {MOST_FORM_CHARACTERS}")
+        if len(self.forms) > 1:
+            raise InvalidRequest(
+                f"{self.forms[0]} and {self.forms[1]} are both given; an answer can have one form only"
+            )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Which of json_schema, regex, choice and grammar are given."""
+        return tuple(name for name in FORMS if getattr(self, name))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -141,6 +175,10 @@ class SamplingOptions(TypedDict, total=False):
     ignore_eos: bool
     logprobs: int | None
     priority: int
+    json_schema: str | Mapping[str, Any] | None
+    regex: str | None
+    choice: tuple[str, ...] | list[str]
+    grammar: str | None
 
 
 def sampling_params(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:
@@ -205,6 +243,15 @@ def _strings(field: str, given: object) -> tuple[str, ...]:
     for index, string in enumerate(strings):
         check_text(f"{field}[{index}]", string)
     return tuple(strings)
+
+
+def _schema(given: object) -> object:
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return json.dumps(given, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"json_schema is no JSON: {error}") from error
 
 
 def _token_ids(field: str, given: object) -> tuple[int, ...]:

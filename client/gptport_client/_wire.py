@@ -44,6 +44,10 @@ PARAMETER_TENSORS = {
     "ignore_eos": (("ignore_eos", "BOOL"),),
     "logprobs": (("logprobs", "INT32"),),
     "priority": (("priority", "INT32"),),
+    "json_schema": (("json_schema", "BYTES"),),
+    "regex": (("regex", "BYTES"),),
+    "choice": (("choice", "BYTES"),),
+    "grammar": (("grammar", "BYTES"),),
 }
 NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
 # What the text model answers with.

@@ -109,7 +109,8 @@ def _asked(body: Mapping[str, Any], prompts: tuple[Any, ...], limit: Any, logpro
         raise RequestError(f"n is {n!r}; give 1 or more, and at most {MOST_ANSWERS} answers in all", "n")
     same = {name: body[name] for name in _OURS if name not in _REWRITTEN and body.get(name) is not None}
     limited = {} if limit is None else {"max_tokens": limit}
-    params = SamplingParams(**{**_DEFAULTS, **same, **limited}, logprobs=logprobs, logit_bias=_biases(body))
+    own = {**limited, **_form(body), "logprobs": logprobs, "logit_bias": _biases(body)}
+    params = SamplingParams(**{**_DEFAULTS, **same, **own})
     options = body.get("stream_options") or {}
     if not isinstance(options, Mapping):
         raise RequestError(f"stream_options is {options!r}; give an object", "stream_options")
@@ -137,9 +138,23 @@ def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
     if unknown:
         name = min(unknown)
         raise RequestError(f"{name} is not supported; leave it out", name)
-    form = body.get("response_format")
-    if form and (not isinstance(form, Mapping) or form.get("type") != "text"):
-        raise RequestError("response_format is not supported but for text; leave it out", "response_format")
+
+
+def _form(body: Mapping[str, Any]) -> dict[str, Any]:
+    form = body.get("response_format") or {"type": "text"}
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return {"json_schema": {"type": "object"}}
+    described = form.get("json_schema") if kind == "json_schema" else None
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise RequestError(
+            f"response_format is {str(form)[:100]}; give type text, json_object, or json_schema with a schema",
+            "response_format",
+        )
+    return {"json_schema": schema}
 
 
 def _biases(body: Mapping[str, Any]) -> dict[int, Any]:

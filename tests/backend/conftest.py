@@ -81,7 +81,7 @@ class Served:
         self.manifest: Manifest = manifests.read(version_dir)
         self.tokenizer = tiny_gpt.tokenizer()
         self.runner = Runner(self.manifest, version_dir, RunnerOptions(threads=1), options.max_batch_size)
-        vocabulary = Vocabulary.of(self.tokenizer, self.manifest.eos)
+        vocabulary = Vocabulary.of(self.tokenizer, self.manifest.vocab_size, self.manifest.eos)
         self.engine = Engine(self.manifest, self.runner, vocabulary, options, NoPublisher())
 
     def ask(self, **inputs: Any) -> Answer:

@@ -171,6 +171,27 @@ def test_logit_bias_and_penalties_reach_the_engine(ask, toy):
         ask.completions.create(prompt=PROMPT, logit_bias={"x": 1}, **GREEDY)
 
 
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}, {"type": "null"}),
+    ],
+)
+def test_a_response_format_is_a_schema_for_the_engine(ask, toy, form, schema):
+    ask.chat.completions.create(messages=MESSAGES, response_format=form, **GREEDY)
+    sent = dict(
+        zip(
+            [tensor.name for tensor in toy.requests[-1].inputs],
+            toy.requests[-1].raw_input_contents,
+            strict=True,
+        )
+    )
+    assert json.loads(sent["json_schema"][4:]) == schema
+    with pytest.raises(openai.BadRequestError, match="response_format is"):
+        ask.chat.completions.create(messages=MESSAGES, response_format={"type": "json_schema"}, **GREEDY)
+
+
 def test_models(ask):
     assert [model.id for model in ask.models.list()] == ["toy"]
     assert ask.models.retrieve("toy").owned_by == "gptport"

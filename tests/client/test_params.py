@@ -49,6 +49,12 @@ WRONG = [
     ({"logit_bias": [1]}, r"logit_bias is \[1\]; give a dict"),
     ({"logit_bias": {-1: 1.0}}, r"logit_bias\[0\] is -1"),
     ({"logit_bias": {3: math.inf}}, r"logit_bias\[3\] is inf"),
+    ({"regex": ""}, r"regex is empty"),
+    ({"regex": 3}, r"regex is a int; give a str"),
+    ({"json_schema": {"a": object}}, r"json_schema is no JSON"),
+    ({"json_schema": []}, r"json_schema is a list; give a str"),
+    ({"grammar": "a" * 100_001}, r"grammar has 100001 characters; give at most 100000"),
+    ({"choice": ["a"], "regex": "a"}, r"regex and choice are both given"),
     ({"stop": "\udcff"}, r"stop\[0\] is not valid Unicode"),
 ]
 
@@ -106,6 +112,7 @@ def test_an_unknown_option_is_refused(client):
 def test_what_may_be_given_in_several_ways_is_the_same_afterwards():
     assert SamplingParams(logit_bias={7: 1}) == SamplingParams(logit_bias=((7, 1.0),))
     assert hash(SamplingParams(stop_token_ids=[1])) == hash(SamplingParams(stop_token_ids=(1,)))
+    assert SamplingParams(json_schema={"type": "null"}) == SamplingParams(json_schema='{"type": "null"}')
     assert SamplingParams(stop="ab").stop == ("ab",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
 

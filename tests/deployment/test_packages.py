@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-SERVE = ("gateway",)
+SERVE = ("gateway", "structured")
 EXPORT = ("export", "gateway")
 OLDER_NAMES = ("manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64", "linux_x86_64")
 
@@ -52,7 +52,7 @@ def test_the_server_needs_no_more_than_the_image_has(root, tmp_path):
     (wheel,) = wheels.glob("gptport-*.whl")
     python = environment / "bin/python"
     install = [*pip, "--python", python, "install", "--only-binary", ":all:", "-c", root / "constraints.txt"]
-    subprocess.run([*install, f"{wheel}[gateway]", "onnxruntime"], check=True)
+    subprocess.run([*install, f"{wheel}[gateway,structured]", "onnxruntime"], check=True)
     modules = "gptport.cli gptport.server gptport.triton_process gptport_gateway.app gptport_client"
     backend = "gptport_backend.engine gptport_backend.runner gptport_backend.manifest tokenizers"
     subprocess.run(

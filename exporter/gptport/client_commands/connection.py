@@ -31,6 +31,9 @@ _OTHERS = (
     "bad_words",
     "min_tokens",
     "ignore_eos",
+    "json_schema",
+    "regex",
+    "choice",
 )
 
 
@@ -104,6 +107,13 @@ def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temper
     )
     command.add_argument(
         "--min-tokens", type=int, default=0, metavar="N", help="no end of text before so many new tokens"
+    )
+    command.add_argument(
+        "--json-schema", metavar="JSON", help="the answer is JSON of this schema; {} for any"
+    )
+    command.add_argument("--regex", metavar="REGEX", help="the whole answer matches this")
+    command.add_argument(
+        "--choice", action="append", default=[], metavar="TEXT", help="the answer is one of these; repeat it"
     )
     command.add_argument("--ignore-eos", action="store_true", help="an end of text does not end the answer")
 

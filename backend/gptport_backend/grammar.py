@@ -1,0 +1,134 @@
+"""Answers of a given form: JSON of a schema, a regular expression, one of some texts, a grammar; by llguidance.
+
+llguidance (https://github.com/guidance-ai/llguidance) tells which tokens may come next. It is imported when the first request
+asks for a form: nothing else needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptport_backend.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenizers import Tokenizer
+
+    from gptport_backend.processors import Logits
+
+FIELDS = ("json_schema", "regex", "choice", "grammar")
+# As json.dumps writes it. A model that may put any white space anywhere sometimes writes nothing else.
+JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+MISSING = (
+    "{field} needs the package llguidance, which this server does not have: pip install 'gptport[structured]'"
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer has to look like: `field`, one of FIELDS, and its value as it was sent."""
+
+    field: str
+    value: str | tuple[str, ...]
+
+
+class Constraint:
+    """Where an answer of a given form stands.
+
+    Attributes:
+        error: why the form cannot be followed any further, a limit of llguidance; usually empty.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+        self.error = ""
+
+    def forbid(self, logits: Logits) -> None:
+        """Set what must not come next in `logits [vocab]` to -inf."""
+        self.error = self._matcher.get_error()
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, count=min(logits.size, 8 * bits.size), bitorder="little").view(np.bool_)
+        logits[: allowed.size][~allowed] = -np.inf
+        logits[allowed.size :] = -np.inf
+
+    def append(self, token: int) -> None:
+        """Take note of the next token."""
+        self._matcher.consume_token(token)
+
+    @property
+    def complete(self) -> bool:
+        """True if nothing can be appended."""
+        return bool(self._matcher.is_stopped())
+
+
+class Grammars:
+    """Compiles forms, for the tokenizer of a model.
+
+    Args:
+        tokenizer: the model's.
+        vocab_size: of the logits.
+        eos: the ids that end a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos = sorted(eos)
+        self._lock = threading.Lock()
+        self._made: Any = None  # llguidance's view of the tokenizer, which takes a second to make
+
+    def constraint(self, form: Form) -> Constraint:
+        """A new answer of that form. RequestError if it does not compile."""
+        try:
+            from llguidance import LLMatcher
+        except ImportError as error:
+            raise RequestError(MISSING.format(field=form.field)) from error
+        if not self._eos:
+            raise RequestError(f"{form.field} needs a model with an end-of-text token, and this one has none")
+        try:
+            matcher = LLMatcher(
+                self._of_llguidance(), _GRAMMARS[form.field](LLMatcher, form.value), log_level=0
+            )
+        except ValueError as error:
+            raise RequestError(f"{form.field} does not compile: {_in_short(str(error))}") from error
+        if matcher.is_error():
+            raise RequestError(f"{form.field} does not compile: {_in_short(matcher.get_error())}")
+        return Constraint(matcher)
+
+    def _of_llguidance(self) -> Any:
+        from llguidance import LLTokenizer
+
+        with self._lock:
+            if self._made is None:
+                self._made = LLTokenizer(
+                    self._tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=self._eos
+                )
+            return self._made
+
+
+def _of_schema(matcher: Any, schema: Any) -> Any:
+    return matcher.grammar_from_json_schema(schema, defaults=JSON_LAYOUT)
+
+
+def _of_choice(matcher: Any, texts: Any) -> Any:
+    return matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, texts)))
+
+
+_GRAMMARS: dict[str, Callable[[Any, Any], Any]] = {
+    "json_schema": _of_schema,
+    "regex": lambda matcher, regex: matcher.grammar_from_regex(regex),
+    "choice": _of_choice,
+    "grammar": lambda matcher, grammar: matcher.grammar_from_lark(grammar),
+}
+
+
+def _in_short(message: str) -> str:
+    """The message on one line."""
+    line = " ".join(message.split())
+    return line if len(line) <= 300 else f"{line[:297]}..."

@@ -1,0 +1,66 @@
+"""All parameters on the real Triton: they arrive, do what they say, and do it in both loops and over both protocols."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from gptport_client import Client, InvalidRequest
+from in_torch import PROMPTS
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 12}, "people": {"type": "integer", "maximum": 99}},
+    "required": ["city", "people"],
+    "additionalProperties": False,
+}
+EVERYTHING = {
+    "temperature": 0.9,
+    "top_k": 200,
+    "top_p": 0.98,
+    "min_p": 0.01,
+    "typical_p": 0.97,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.3,
+    "frequency_penalty": 0.2,
+    "logit_bias": {11: -5.0, 28: 1.5},
+    "bad_words": ["the", "of"],
+    "stop_token_ids": [9999],
+    "min_tokens": 8,
+    "ignore_eos": True,
+    "priority": -1,
+    "seed": 12,
+    "logprobs": 3,
+    "max_tokens": 24,
+}
+
+
+@pytest.fixture(params=["grpc", "http"])
+def asked(server, request):
+    address = server.address
+    with Client(address.grpc_url if request.param == "grpc" else address.http_url, model="smollm2") as client:
+        yield client
+
+
+def test_every_parameter_in_both_loops(asked):
+    server, own = (asked.generate(PROMPTS[0], **EVERYTHING, loop=loop) for loop in ("server", "client"))
+    assert server.token_ids == own.token_ids
+    assert [each.token_id for each in server.logprobs] == list(server.token_ids)
+    for theirs, ours in zip(server.logprobs, own.logprobs, strict=True):
+        assert theirs.logprob == pytest.approx(ours.logprob, abs=1e-3)
+        assert [token for token, _ in theirs.top] == [token for token, _ in ours.top]
+    words = server.text.split()
+    assert "the" not in words
+    assert "of" not in words
+
+
+def test_an_answer_of_a_form(asked):
+    for options in ({}, {"temperature": 1.2, "seed": 3}):
+        result = asked.generate("A city as JSON: ", json_schema=SCHEMA, max_tokens=64, **options)
+        assert result.finish_reason == "stop"
+        jsonschema.validate(json.loads(result.text), SCHEMA)
+        assert asked.generate("Is Paris in France? ", choice=["yes", "no"], **options).text in ("yes", "no")
+    with pytest.raises(InvalidRequest, match="regex does not compile"):
+        asked.generate("a", regex="((")
