@@ -19,7 +19,7 @@ from gptport_backend.metrics import TritonPublisher
 from gptport_backend.orphan import end_with_parent
 from gptport_backend.outbox import Outbox
 from gptport_backend.parameters import PARAMETERS, complete
-from gptport_backend.request import parse
+from gptport_backend.request import parse, unknown_input
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 
@@ -79,7 +79,7 @@ class TritonPythonModel:
         self._outbox.close(SEND_SECONDS)
 
     def _take(self, request: Any, sink: TritonSink) -> None:
-        file = json.loads(request.parameters() or "{}").get("file")
+        file = _asked_file(request)
         if file is not None:
             sink.send(Piece(self._read_file(file), (), "stop", 0, 0))
             return
@@ -125,6 +125,18 @@ class TritonSink:
 
     def _send(self, response: Any, final: bool) -> None:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+
+def _asked_file(request: Any) -> Any:
+    """The parameter `file`, if it is there; over HTTP, Triton makes a parameter of each value whose name is no input's."""
+    try:
+        found: dict[str, Any] = json.loads(request.parameters() or "{}")
+    except UnicodeDecodeError as error:
+        raise RequestError("the request has a parameter whose name or value is not UTF-8") from error
+    unknown = found.keys() - {"file"}
+    if unknown:
+        raise unknown_input(min(unknown))
+    return found.get("file")
 
 
 def _response(piece: Piece) -> Any:

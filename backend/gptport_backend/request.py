@@ -71,8 +71,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
     """Check the input tensors, by name, of one request; RequestError names the field that is wrong."""
     unknown = tensors.keys() - {parameter.name for parameter in PARAMETERS}
     if unknown:
-        known = ", ".join(parameter.name for parameter in PARAMETERS)
-        raise RequestError(f"{min(unknown)} is not an input of this model; it takes {known}")
+        raise unknown_input(min(unknown))
     value = {parameter.name: _value(parameter, tensors.get(parameter.name)) for parameter in PARAMETERS}
     if (value["text_input"] is None) == (value["input_ids"] is None):
         found = "neither" if value["text_input"] is None else "both"
@@ -127,6 +126,12 @@ def _form(value: Mapping[str, Any]) -> Form | None:
             f"{given[0].field} and {given[1].field} are both there; an answer can have one form only"
         )
     return given[0] if given else None
+
+
+def unknown_input(name: str) -> RequestError:
+    """The error about an input, or a request's parameter, that there is not."""
+    known = ", ".join(parameter.name for parameter in PARAMETERS)
+    return RequestError(f"{name[:80] or repr(name)} is not an input of this model; it takes {known}")
 
 
 def check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> None:

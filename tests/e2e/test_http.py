@@ -65,6 +65,8 @@ def test_parameters_and_stop_words(post):
         ({"max_tokens": 5}, "text_input"),
         ({"text_input": "hello " * 3000}, "2048"),
         ({"text_input": "Hello", "colours": [1, 2]}, "colours"),
+        ({"text_input": "Hello", "max_token": 5}, "max_token is not an input"),
+        (b'{"text_input": "Hello", "caf\xe9": 1}', "UTF-8"),
         (b'{"text_input": "caf\xe9"}', ""),
     ],
 )
