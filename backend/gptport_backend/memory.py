@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,7 +56,9 @@ class HostMemory:
     device_id = 0
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
-        array = np.zeros(shape, dtype)
+        # Pages of its own, which go back to the system when it is freed; malloc would keep most of them.
+        pages = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+        array = np.frombuffer(pages, dtype).reshape(shape)
         return Buffer(array.ctypes.data, shape, array.itemsize, array)
 
     def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
