@@ -12,7 +12,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo bench-export bench-serve architectures kill-exports check format-check lint types unit test e2e format constraints clean
+.PHONY: help setup demo bench-export bench-serve architectures kill-exports soak fuzz check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -65,6 +65,14 @@ bench-serve: $(STAMP) ## measure serving, through Triton, against vLLM; about 20
 
 kill-exports: $(STAMP) ## kill 30 exports at random moments; each time the repository must still load
 	@KILLS=30 $(BIN)/pytest -q -s tests/exporter/test_killed.py
+
+MINUTES ?= 30
+soak: $(STAMP) ## half an hour of mixed load, clients killed: no wrong answer, nothing left; MINUTES=5 for less
+	@SOAK_MINUTES=$(MINUTES) $(BIN)/pytest -q -s tests/e2e/test_soak.py
+
+REQUESTS ?= 100000
+fuzz: $(STAMP) ## 100,000 requests of all kinds over HTTP: all are answered, nothing breaks; REQUESTS=1000 for less
+	@FUZZ_REQUESTS=$(REQUESTS) $(BIN)/pytest -q -s tests/e2e/test_fuzz.py
 
 format: $(STAMP) ## format the code, and repair what the linter can
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
