@@ -197,6 +197,18 @@ def _add_serve(commands: _Commands) -> argparse.ArgumentParser:
         "to all who do not send $GPTPORT_ADMIN_KEY; if that is not set, to all",
     )
     command.add_argument(
+        "--trace",
+        metavar="URL",
+        help="send OpenTelemetry spans of requests to a collector, over HTTP, such as http://localhost:4318/v1/traces",
+    )
+    command.add_argument(
+        "--trace-rate",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="with --trace: of one request in N (default: %(default)s, all)",
+    )
+    command.add_argument(
         "--show-log", action="store_true", help="let tritonserver's log go to standard error"
     )
     return command

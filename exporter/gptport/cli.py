@@ -140,7 +140,7 @@ def _serve(options: argparse.Namespace) -> int | None:
         http_port=options.http_port,
         grpc_port=options.grpc_port,
         metrics_port=options.metrics_port,
-        options=triton_options.ServerOptions(options.drain, admin_key),
+        options=triton_options.ServerOptions(options.drain, admin_key, options.trace, options.trace_rate),
         say=say,
         show_log=options.show_log or options.debug,
     )

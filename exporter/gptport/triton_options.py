@@ -28,10 +28,14 @@ class ServerOptions:
         drain_seconds: what runs may take this long to finish after a signal.
         admin_key: who loads and unloads models, lists them, sets logging and tracing or registers shared memory must
             send it as the header `gptport-admin-key` (gRPC: `triton-grpc-protocol-gptport-admin-key`); None: anyone may.
+        trace_url: of an OpenTelemetry collector that takes spans over HTTP; None: requests are not traced.
+        trace_rate: of so many requests one is traced.
     """
 
     drain_seconds: int = 5
     admin_key: str | None = None
+    trace_url: str | None = None
+    trace_rate: int = 1
 
     def __post_init__(self) -> None:
         if self.drain_seconds < 0:
@@ -39,6 +43,11 @@ class ServerOptions:
         key = self.admin_key
         if key is not None and (not key.isascii() or not key.isprintable() or not key or " " in key):
             raise UsageError("the admin key must be printable ASCII without spaces, and not empty")
+
+        if self.trace_url is not None and not self.trace_url.startswith(("http://", "https://")):
+            raise UsageError(
+                f"--trace is {self.trace_url}; give a URL such as http://localhost:4318/v1/traces"
+            )
 
     @property
     def admin_headers(self) -> dict[str, str]:
@@ -92,9 +101,22 @@ def command_line(
         values[_CLIENT_SHM] = str(_is_loopback(address.host)).lower()
     listed = [f"--{name}={value}" for name, value in values.items()]
     listed += [f"--load-model={name}" for name in models]
+    listed += [f"--trace-config={setting}" for setting in _trace_settings(options)]
     for backend in ("python", "gptport", "onnxruntime"):
         listed.append(f"--backend-config={backend},shm-region-prefix-name={region_prefix}")
     return listed
+
+
+def _trace_settings(options: ServerOptions) -> list[str]:
+    """Each as MODE,NAME=VALUE or NAME=VALUE, as Triton wants them."""
+    if options.trace_url is None:
+        return []
+    own = {"url": options.trace_url, "resource": "service.name=gptport"}
+    everywhere = {"mode": "opentelemetry", "level": "TIMESTAMPS", "rate": options.trace_rate}
+    return [
+        *(f"{name}={value}" for name, value in everywhere.items()),
+        *(f"opentelemetry,{name}={value}" for name, value in own.items()),
+    ]
 
 
 def _is_loopback(host: str) -> bool:

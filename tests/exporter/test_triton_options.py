@@ -72,3 +72,18 @@ def test_the_admin_key_is_the_users_or_nobodys():
 def test_options_that_cannot_be(values):
     with pytest.raises(UsageError):
         ServerOptions(**values)
+
+
+def test_requests_are_traced_only_if_asked_for():
+    assert not [part for part in arguments() if part.startswith("--trace-config")]
+    found = arguments(options=ServerOptions(trace_url="http://collector:4318/v1/traces", trace_rate=10))
+    assert {
+        "--trace-config=mode=opentelemetry",
+        "--trace-config=rate=10",
+        "--trace-config=opentelemetry,url=http://collector:4318/v1/traces",
+    } <= set(found)
+
+
+def test_what_is_no_url_is_no_collector():
+    with pytest.raises(UsageError, match=r"--trace is collector; give a URL"):
+        ServerOptions(trace_url="collector")
