@@ -16,6 +16,7 @@ from gptport_backend.errors import Unavailable
 from gptport_backend.generation import Generation, Vocabulary
 from gptport_backend.kv_cache import KVCache
 from gptport_backend.metrics import Publisher, Tally
+from gptport_backend.prefix_cache import PrefixCache
 from gptport_backend.request import (
     GenerationRequest,
     check_prompt_characters,
@@ -49,11 +50,15 @@ STOP_SECONDS = (
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The most sequences that run at once, tokens of prompts that one step computes, and requests that wait."""
+    """The most sequences that run at once, tokens of prompts that one step computes, and requests that wait.
+
+    `prefix_cache_bytes` is the most memory for keys and values of sequences that have ended; 0 keeps none.
+    """
 
     max_batch_size: int = 32
     max_prefill_tokens: int = 256
     max_waiting: int = 1024
+    prefix_cache_bytes: int = 256 << 20
 
 
 class Engine:
@@ -75,8 +80,11 @@ class Engine:
         self._vocabulary = vocabulary
         self._publisher = publisher
         self._max_waiting = options.max_waiting
-        self._scheduler: Scheduler[Generation] = Scheduler(options.max_batch_size, options.max_prefill_tokens)
+        self._scheduler: Scheduler[Generation] = Scheduler(
+            options.max_batch_size, options.max_prefill_tokens, self._reusable
+        )
         self._cache = KVCache(manifest.cache, options.max_batch_size, manifest.max_length, runner.memory)
+        self._prefixes = PrefixCache(manifest.cache, runner.memory, options.prefix_cache_bytes)
         self._tally = Tally()
         self._inbox: deque[Generation] = deque()
         self._wake = threading.Condition()
@@ -168,6 +176,7 @@ class Engine:
         end = prefill.start + prefill.count
         used = [generation.computed for generation in self._scheduler.running]
         self._cache.reserve(len(used), end, used)
+        self._reuse(prefill)
         tokens = [generation.prompt[prefill.start : end] for generation in prefill.sequences]
         with self._tally.timed("prefill"):
             logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
@@ -176,6 +185,20 @@ class Engine:
             self._tally.input_tokens += len(ids)
         if all(generation.prefilled for generation in prefill.sequences):
             self._emit(prefill.sequences, logits)
+
+    def _reusable(self, generation: Generation) -> int:
+        """How many tokens of a prompt are known of a sequence that has ended; the last one is always computed anew."""
+        generation.prefix = self._prefixes.find(np.array(generation.prompt[:-1], np.int64))
+        return generation.prefix[1] if generation.prefix else 0
+
+    def _reuse(self, prefill: Prefill[Generation]) -> None:
+        """Copy what `_reusable` found to the row of the sequence that was just admitted."""
+        first = prefill.sequences[0]
+        if first.prefix and not first.computed:
+            self._prefixes.fill(*first.prefix, self._cache, prefill.first_row)
+            first.computed = prefill.start
+            self._tally.reused_tokens += prefill.start
+        first.prefix = None
 
     def _decode(self, generations: list[Generation]) -> None:
         used = [generation.computed for generation in self._scheduler.running]
@@ -230,6 +253,9 @@ class Engine:
         """Free the row of a generation that has ended."""
         self._tally.finished[generation.finish_reason or "error"] += 1
         self._tally.request.observe(time.monotonic() - generation.arrived)
+        if generation.finish_reason and generation.computed:
+            row = self._scheduler.running.index(generation)
+            self._prefixes.keep(generation.tokens[: generation.computed], self._cache, row)
         for move in self._scheduler.remove(generation):
             self._cache.move(move, self._scheduler.running[move.target].computed)
 
@@ -250,6 +276,7 @@ class Engine:
         self._tally.running = len(self._scheduler.running)
         self._tally.waiting = len(self._scheduler.waiting)
         self._tally.cache_bytes = self._cache.bytes
+        self._tally.prefix_bytes = self._prefixes.bytes
         try:
             self._publisher.publish(self._tally)
         except Exception:  # no reason to stop generating

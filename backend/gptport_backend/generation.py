@@ -15,6 +15,7 @@ from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from gptport_backend.prefix_cache import Kept
     from gptport_backend.request import GenerationRequest
 
 
@@ -57,6 +58,7 @@ class Generation(Sequence):
         self.sampler = Sampler(request.sampling, prompt, vocabulary.forbidden(request), self._constraint)
         self.sink = sink
         self.finish_reason: FinishReason = ""
+        self.prefix: tuple[Kept, int] | None = None  # what is copied when it is admitted
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
         self.arrived = time.monotonic()

@@ -37,7 +37,8 @@ class Seconds:
 class Tally:
     """The engine's counts since it began, and its present load."""
 
-    input_tokens: int = 0
+    input_tokens: int = 0  # computed
+    reused_tokens: int = 0  # of prompts, copied
     output_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)  # by finish reason; "error" for failures
     first_token: Seconds = field(default_factory=Seconds)  # from the arrival of a request
@@ -50,6 +51,7 @@ class Tally:
     running: int = 0
     waiting: int = 0
     cache_bytes: int = 0
+    prefix_bytes: int = 0
 
     @contextmanager
     def timed(self, part: Part) -> Iterator[None]:
@@ -90,6 +92,9 @@ class TritonPublisher:
             return
         self._next = now + PUBLISH_SECONDS
         self._count("gptport_input_tokens_total", "Tokens of prompts computed", tally.input_tokens)
+        self._count(
+            "gptport_prefix_hit_tokens_total", "Tokens of prompts reused from others", tally.reused_tokens
+        )
         self._count("gptport_output_tokens_total", "Tokens generated", tally.output_tokens)
         for reason, count in tally.finished.items():
             self._count(
@@ -106,6 +111,7 @@ class TritonPublisher:
         self._show("gptport_running", "Requests that are computed now", tally.running)
         self._show("gptport_waiting", "Requests that wait for a slot", tally.waiting)
         self._show("gptport_kv_cache_bytes", "Memory of the KV cache", tally.cache_bytes)
+        self._show("gptport_prefix_cache_bytes", "Memory of what is kept to be reused", tally.prefix_bytes)
 
     def _distribute(self, name: str, description: str, seconds: Seconds) -> None:
         """A histogram as Prometheus reads it, of counters: Triton before 24.12 offers no other way."""

@@ -47,7 +47,10 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
-        options = EngineOptions(**_integers(config, "max_batch_size", "max_prefill_tokens", "max_waiting"))
+        options = EngineOptions(
+            **_integers(config, "max_batch_size", "max_prefill_tokens", "max_waiting"),
+            **_integers(config, "prefix_cache_bytes", least=0),
+        )
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
         runner_options = RunnerOptions(
             device, int(args["model_instance_device_id"]), **_integers(config, "threads")
@@ -167,16 +170,16 @@ def _bytes(name: str, text: str) -> Any:
     return pb_utils.Tensor(name, np.array([text.encode()], np.object_))
 
 
-def _integers(config: dict[str, Any], *names: str) -> dict[str, int]:
-    """Those of the parameters `names` of config.pbtxt that are there, as whole numbers above 0."""
+def _integers(config: dict[str, Any], *names: str, least: int = 1) -> dict[str, int]:
+    """Those of the parameters `names` of config.pbtxt that are there, as whole numbers from `least` on."""
     values = {}
     for name in names:
         text = config.get("parameters", {}).get(name, {}).get("string_value")
         if text is None:
             continue
-        if not text.isdecimal() or int(text) < 1:
+        if not text.isdecimal() or int(text) < least:
             raise LoadError(
-                f"the parameter {name} in config.pbtxt is {text!r}; it must be a whole number above 0"
+                f"the parameter {name} in config.pbtxt is {text!r}; it must be a whole number, {least} or more"
             )
         values[name] = int(text)
     return values

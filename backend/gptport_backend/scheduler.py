@@ -5,16 +5,19 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from gptport_backend.sequence import Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 S = TypeVar("S", bound=Sequence)
 
 
 @dataclass(frozen=True)
 class Prefill(Generic[S]):
-    """Prompt tokens to compute now: of several sequences from their beginning, or the next `count` of one.
+    """Prompt tokens to compute now: of several sequences from their beginning, or the next `count` of one, from `start` on.
 
     The sequences have the rows `first_row`, `first_row + 1`, …
     """
@@ -42,9 +45,13 @@ class Scheduler(Generic[S]):
     streams in flight go on.
     """
 
-    def __init__(self, max_slots: int, max_prefill_tokens: int) -> None:
+    def __init__(
+        self, max_slots: int, max_prefill_tokens: int, reusable: Callable[[S], int] = lambda _: 0
+    ) -> None:
+        """`reusable` tells how many tokens of a sequence need not be computed; it is then admitted alone."""
         self._max_slots = max_slots
         self._max_prefill_tokens = max_prefill_tokens
+        self._reusable = reusable
         self.waiting: deque[S] = deque()
         self.running: list[S] = []
 
@@ -64,15 +71,16 @@ class Scheduler(Generic[S]):
 
     def next_prefill(self) -> Prefill[S] | None:
         """The prompts to compute in this step; the sequences admitted for it are running from now on."""
+        reused = 0
         if self._decoding_count() == len(self.running):
             first_row = len(self.running)
-            self._admit()
+            reused = self._admit()
         else:
             first_row = len(self.running) - 1
         sequences = tuple(self.running[first_row:])
         if not sequences:
             return None
-        start = sequences[0].computed
+        start = sequences[0].computed or reused
         longest = max(len(sequence.prompt) for sequence in sequences) - start
         return Prefill(first_row, sequences, start, min(longest, self._max_prefill_tokens))
 
@@ -102,12 +110,21 @@ class Scheduler(Generic[S]):
             count -= 1
         return count
 
-    def _admit(self) -> None:
-        """Let those run that fit in a step together, in the order of their arrival, or a single long one."""
+    def _admit(self) -> int:
+        """Let those run that fit in a step together, in the order of their arrival, or one that is long or partly known.
+
+        The result is how many of that one's tokens are known.
+        """
         admitted = longest = 0
         while self.waiting and len(self.running) < self._max_slots:
             longest = max(longest, len(self.waiting[0].prompt))
             if admitted and (admitted + 1) * longest > self._max_prefill_tokens:
                 break
+            reused = self._reusable(self.waiting[0])
+            if reused and admitted:
+                break
             self.running.append(self.waiting.popleft())
             admitted += 1
+            if reused:
+                return reused
+        return 0

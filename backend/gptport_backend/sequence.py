@@ -50,9 +50,9 @@ class Sequence:
     computed: int = 0
 
     @property
-    def length(self) -> int:
-        """Tokens of prompt and answer together."""
-        return len(self.prompt) + len(self.output)
+    def tokens(self) -> tuple[int, ...]:
+        """Prompt and answer."""
+        return (*self.prompt, *self.output)
 
     @property
     def prefilled(self) -> bool:

@@ -1,0 +1,95 @@
+"""Keys and values of sequences that have ended, for prompts that begin alike: a chat's history, a system prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gptport_backend.kv_cache import KVCache
+    from gptport_backend.manifest import CacheSpec
+    from gptport_backend.memory import Buffer, Memory
+
+    TokenArray = NDArray[np.int64]
+
+FEWEST_TOKENS = 32  # below, computing is about as fast as copying
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The keys and values of `tokens [n]`, in buffers of one row, in the order of the manifest's tensors."""
+
+    tokens: TokenArray
+    buffers: tuple[Buffer, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(buffer.row_bytes for buffer in self.buffers)
+
+
+class PrefixCache:
+    """Keeps at most `limit` bytes; what was not used for the longest time goes first.
+
+    Entries are few and long, so that each is compared with a prompt: a microsecond or so.
+    """
+
+    def __init__(self, spec: CacheSpec, memory: Memory, limit: int) -> None:
+        self._spec = spec
+        self._memory = memory
+        self._limit = limit
+        self._kept: list[Kept] = []  # the one used last is the last
+        self._token_bytes = len(spec.tensors) * spec.kv_heads * spec.head_dim * np.dtype(spec.dtype).itemsize
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(kept.bytes for kept in self._kept)
+
+    def find(self, prompt: TokenArray) -> tuple[Kept, int] | None:
+        """The entry that `prompt` has most in common with, and how many tokens; None if they are too few."""
+        found = max(self._kept, key=lambda kept: common(kept.tokens, prompt), default=None)
+        count = common(found.tokens, prompt) if found else 0
+        if found is None or count < FEWEST_TOKENS:
+            return None
+        self._touch(found)
+        return found, count
+
+    def keep(self, tokens: Sequence[int], cache: KVCache, row: int) -> None:
+        """Copy the keys and values of `tokens` from a row of the cache, unless they are too few, too many, or kept already."""
+        array = np.asarray(tokens, np.int64)
+        if array.size < FEWEST_TOKENS or array.size * self._token_bytes > self._limit:
+            return
+        for kept in self._kept:
+            if common(kept.tokens, array) == array.size:
+                self._touch(kept)
+                return
+        self._kept = [kept for kept in self._kept if common(kept.tokens, array) < kept.tokens.size]
+        while self.bytes + array.size * self._token_bytes > self._limit:
+            del self._kept[0]
+        shape = (1, self._spec.kv_heads, array.size, self._spec.head_dim)
+        buffers = tuple(self._memory.allocate(shape, self._spec.dtype) for _ in self._spec.tensors)
+        for source, target in zip(cache.buffers, buffers, strict=True):
+            self._memory.copy(source, row, target, 0, array.size)
+        self._kept.append(Kept(array, buffers))
+
+    def fill(self, kept: Kept, count: int, cache: KVCache, row: int) -> None:
+        """Copy the first `count` tokens of an entry to a row of the cache."""
+        for source, target in zip(kept.buffers, cache.buffers, strict=True):
+            self._memory.copy(source, 0, target, row, count)
+
+    def _touch(self, kept: Kept) -> None:
+        self._kept = [each for each in self._kept if each is not kept] + [kept]
+
+
+def common(first: TokenArray, second: TokenArray) -> int:
+    """How many tokens two sequences begin with alike."""
+    shorter = min(first.size, second.size)
+    different = np.flatnonzero(first[:shorter] != second[:shorter])
+    return int(different[0]) if different.size else shorter
