@@ -38,5 +38,5 @@ def _watch(parent: int) -> None:
 
 
 def shared_regions(maps: str) -> set[Path]:
-    """The regions of Triton's python backend in /dev/shm that a process with these /proc/PID/maps shares."""
-    return {Path(match) for match in re.findall(r"(/dev/shm/triton_\S+_shm_region_\S+)", maps)}
+    """The regions of Triton's python backend in /dev/shm, by its own name or `gptport serve`'s, in /proc/PID/maps."""
+    return {Path(match) for match in re.findall(r"(/dev/shm/(?:triton_\S+_shm_region_|gptport_)\S+)", maps)}

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from . import triton_install
 from .errors import ServerError
 from .model_processes import ModelProcesses
+from .regions import Regions, remove_leftovers
 from .triton_options import ServerOptions, command_line
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ class Server:
         self.log = log
         self._options = options or ServerOptions()
         self._installation = triton_install.find()
-        self._prefix = f"gptport_{os.getpid()}_{secrets.token_hex(4)}_"
+        remove_leftovers()
+        self._regions = Regions()
         self._folder = Path(tempfile.mkdtemp(prefix="gptport-server-"))
         try:
             backends = triton_install.assemble(self._installation, self._folder)
@@ -74,6 +75,7 @@ class Server:
                 self._process = self._launch(self._command_line(repository.resolve(), backends), sink)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._regions.remove()
             raise
         self._processes = ModelProcesses(self.pid)
 
@@ -140,8 +142,7 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-        for region in Path("/dev/shm").glob(f"{self._prefix}*"):
-            region.unlink(missing_ok=True)
+        self._regions.remove()
 
     def how_it_ended(self) -> str:
         """The last error in the log and the exit code, for a message."""
@@ -162,7 +163,7 @@ class Server:
             self.models,
             self.address,
             self._options,
-            self._prefix,
+            self._regions.prefix,
             lambda option: triton_install.knows(self._installation, self._folder, option),
         )
 

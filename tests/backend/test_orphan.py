@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import psutil
+import pytest
 
 CHILD = """
 import mmap, sys, time
@@ -31,8 +32,9 @@ time.sleep(60)
 """
 
 
-def test_the_backend_ends_with_its_server() -> None:
-    region = Path("/dev/shm") / f"triton_gptport_backend_shm_region_{uuid.uuid4()}"
+@pytest.mark.parametrize("prefix", ["triton_gptport_backend_shm_region_", "gptport_1_test_"])
+def test_the_backend_ends_with_its_server(prefix: str) -> None:
+    region = Path("/dev/shm") / f"{prefix}{uuid.uuid4()}"
     arguments = [sys.executable, "-c", SERVER, CHILD, str(region)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

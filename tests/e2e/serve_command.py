@@ -40,11 +40,14 @@ class Command:
         _, said = self.process.communicate(timeout=30)
         return self.process.returncode, said
 
+    def regions(self) -> list[str]:
+        """What is there of it in /dev/shm; a lock, which is empty, may stay until the next server starts."""
+        there = Path("/dev/shm").glob(f"gptport_{self.process.pid}_*")
+        return [path.name for path in there if path.suffix != ".lock"]
+
     def leftovers(self) -> list[str]:
-        regions = [
-            p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(f"gptport_{self.process.pid}_")
-        ]
-        return regions + [p.name for p in self.temporary.iterdir()]
+        locks = [path.name for path in Path("/dev/shm").glob(f"gptport_{self.process.pid}_*.lock")]
+        return self.regions() + locks + [path.name for path in self.temporary.iterdir()]
 
 
 def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:

@@ -174,7 +174,17 @@ def test_the_server_ends_when_the_command_is_killed(command, repository):
     server.process.kill()
     server.end()
     assert gone(processes)
-    assert not [name for name in server.leftovers() if name.startswith("gptport_")]
+    assert not server.regions()
+
+
+def test_what_a_killed_server_left_in_shared_memory_goes_with_the_next_start(command, repository):
+    server = command(repository)
+    for process in [server.process, *server.wait_until_ready()]:
+        process.kill()
+    server.end()
+    assert server.regions()
+    with running(repository):
+        assert not server.regions()
 
 
 def test_a_server_that_dies_is_an_error(command, repository):
