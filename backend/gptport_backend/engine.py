@@ -24,7 +24,7 @@ from gptport_backend.request import (
     check_token_ids,
 )
 from gptport_backend.sampling import sample
-from gptport_backend.scheduler import Prefill, Scheduler
+from gptport_backend.scheduler import Move, Prefill, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,12 +52,14 @@ STOP_SECONDS = (
 class EngineOptions:
     """The most sequences that run at once, tokens of prompts that one step computes, and requests that wait.
 
-    `prefix_cache_bytes` is the most memory for keys and values of sequences that have ended; 0 keeps none.
+    `kv_cache_bytes` is the most memory for keys and values, None for a share of what is free. `prefix_cache_bytes` is the most,
+    beside that, for those of sequences that have ended; 0 keeps none.
     """
 
     max_batch_size: int = 32
     max_prefill_tokens: int = 256
     max_waiting: int = 1024
+    kv_cache_bytes: int | None = None
     prefix_cache_bytes: int = 256 << 20
 
 
@@ -81,9 +83,15 @@ class Engine:
         self._publisher = publisher
         self._max_waiting = options.max_waiting
         self._scheduler: Scheduler[Generation] = Scheduler(
-            options.max_batch_size, options.max_prefill_tokens, self._reusable
+            options.max_batch_size,
+            options.max_prefill_tokens,
+            reusable=self._reusable,
+            fits=lambda rows, tokens: self._cache.fits(rows, tokens),
         )
-        self._cache = KVCache(manifest.cache, options.max_batch_size, manifest.max_length, runner.memory)
+        budget = options.kv_cache_bytes or int(runner.memory.share * runner.memory.free())
+        self._cache = KVCache(
+            manifest.cache, options.max_batch_size, manifest.max_length, runner.memory, budget
+        )
         self._prefixes = PrefixCache(manifest.cache, runner.memory, options.prefix_cache_bytes)
         self._tally = Tally()
         self._inbox: deque[Generation] = deque()
@@ -162,6 +170,7 @@ class Engine:
         """One turn of the loop: a request passes through it from top to bottom."""
         with self._tally.timed("schedule"):
             self._drop_ended()
+            self._make_room()
             prefill = self._scheduler.next_prefill()
         if prefill is not None:
             self._prefill(prefill)
@@ -172,12 +181,23 @@ class Engine:
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
             self._advance(generation, generation.check_time)
 
+    def _make_room(self) -> None:
+        """Let sequences wait again until the others can go on; what they had computed is computed anew, or copied."""
+        while not self._cache.fits(*self._scheduler.space):
+            generation = self._scheduler.next_to_give_up()
+            if generation is None:  # one alone always fits
+                return
+            self._keep_prefix(generation)
+            self._close_gap(self._scheduler.put_back(generation))
+            generation.give_up_row()
+            self._tally.preemptions += 1
+
     def _prefill(self, prefill: Prefill[Generation]) -> None:
         end = prefill.start + prefill.count
         used = [generation.computed for generation in self._scheduler.running]
-        self._cache.reserve(len(used), end, used)
+        self._cache.reserve(len(used), max(end, *used), used)
         self._reuse(prefill)
-        tokens = [generation.prompt[prefill.start : end] for generation in prefill.sequences]
+        tokens = [generation.context[prefill.start : end] for generation in prefill.sequences]
         with self._tally.timed("prefill"):
             logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
         for generation, ids in zip(prefill.sequences, tokens, strict=True):
@@ -188,7 +208,7 @@ class Engine:
 
     def _reusable(self, generation: Generation) -> int:
         """How many tokens of a prompt are known of a sequence that has ended; the last one is always computed anew."""
-        generation.prefix = self._prefixes.find(np.array(generation.prompt[:-1], np.int64))
+        generation.prefix = self._prefixes.find(np.array(generation.context[:-1], np.int64))
         return generation.prefix[1] if generation.prefix else 0
 
     def _reuse(self, prefill: Prefill[Generation]) -> None:
@@ -253,10 +273,17 @@ class Engine:
         """Free the row of a generation that has ended."""
         self._tally.finished[generation.finish_reason or "error"] += 1
         self._tally.request.observe(time.monotonic() - generation.arrived)
-        if generation.finish_reason and generation.computed:
+        if generation.finish_reason:
+            self._keep_prefix(generation)
+        self._close_gap(self._scheduler.remove(generation))
+
+    def _keep_prefix(self, generation: Generation) -> None:
+        if generation.computed:
             row = self._scheduler.running.index(generation)
             self._prefixes.keep(generation.tokens[: generation.computed], self._cache, row)
-        for move in self._scheduler.remove(generation):
+
+    def _close_gap(self, moves: list[Move]) -> None:
+        for move in moves:
             self._cache.move(move, self._scheduler.running[move.target].computed)
 
     def _fail(self, generations: list[Generation], message: str) -> None:
@@ -276,6 +303,7 @@ class Engine:
         self._tally.running = len(self._scheduler.running)
         self._tally.waiting = len(self._scheduler.waiting)
         self._tally.cache_bytes = self._cache.bytes
+        self._tally.cache_budget = self._cache.budget or 0
         self._tally.prefix_bytes = self._prefixes.bytes
         try:
             self._publisher.publish(self._tally)

@@ -53,7 +53,7 @@ class Generation(Sequence):
         vocabulary: Vocabulary,
         sink: Sink,
     ) -> None:
-        super().__init__(prompt, limit, request.priority)
+        super().__init__(prompt, limit, request.priority, arrived=time.monotonic())
         self._constraint = vocabulary.grammars.constraint(request.form) if request.form else None
         self.sampler = Sampler(request.sampling, prompt, vocabulary.forbidden(request), self._constraint)
         self.sink = sink
@@ -61,7 +61,6 @@ class Generation(Sequence):
         self.prefix: tuple[Kept, int] | None = None  # what is copied when it is admitted
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
-        self.arrived = time.monotonic()
         self.token_at = 0.0  # when the last token came
         self._deadline = float("inf") if request.timeout is None else self.arrived + request.timeout
         self._detokenizer = Detokenizer(vocabulary.tokenizer, vocabulary.unsettled, prompt)

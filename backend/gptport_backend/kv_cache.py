@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gptport_backend.errors import LoadError
 
 if TYPE_CHECKING:
@@ -23,9 +25,13 @@ class KVCache:
     Slots and length double when more are needed, up to `max_slots` and `max_length`, and go back to nothing
     when the engine is idle. They are not taken whole at once because scratch memory of the attention kernels
     grows with the length of the buffer, not with what is used of it.
+
+    Never more than `budget` bytes are allocated. LoadError if a sequence of `max_length` needs more.
     """
 
-    def __init__(self, spec: CacheSpec, max_slots: int, max_length: int, memory: Memory) -> None:
+    def __init__(
+        self, spec: CacheSpec, max_slots: int, max_length: int, memory: Memory, budget: int | None = None
+    ) -> None:
         if spec.dtype not in DTYPES:
             raise LoadError(
                 f"the KV cache is of dtype {spec.dtype!r}; the backend takes {' and '.join(DTYPES)}"
@@ -34,6 +40,13 @@ class KVCache:
         self._max_slots = max_slots
         self._max_length = max_length
         self._memory = memory
+        self._token_bytes = len(spec.tensors) * spec.kv_heads * spec.head_dim * np.dtype(spec.dtype).itemsize
+        self.budget = budget
+        if not self.fits(1, max_length):
+            raise LoadError(
+                f"the KV cache may take {budget} bytes, and a sequence of {max_length} tokens takes "
+                f"{max_length * self._token_bytes}: set kv_cache_bytes in config.pbtxt, or export with a smaller --max-length"
+            )
         self.slots = 0
         self.length = 0
         self.buffers: list[Buffer] = []  # in the order of the manifest's tensors
@@ -44,8 +57,12 @@ class KVCache:
         """Bytes allocated."""
         return sum(buffer.shape[0] * buffer.row_bytes for buffer in self.buffers)
 
+    def fits(self, slots: int, length: int) -> bool:
+        """Whether `slots` sequences of up to `length` tokens have a place within the budget."""
+        return self.budget is None or self._bytes(*self._buckets(slots, length)) <= self.budget
+
     def reserve(self, slots: int, length: int, used: Sequence[int]) -> None:
-        """Make room for `slots` sequences of up to `length` tokens; row i keeps its first `used[i]` tokens.
+        """Make room for `slots` sequences of up to `length` tokens, which must fit; row i keeps its first `used[i]` tokens.
 
         If the memory does not suffice, the error passes on and the content is lost: call `release` then.
         """
@@ -53,8 +70,10 @@ class KVCache:
         assert length <= self._max_length, (length, self._max_length)
         if slots <= self.slots and length <= self.length:
             return
-        self.slots = max(self.slots, _bucket(slots, 1, self._max_slots))
-        self.length = max(self.length, _bucket(length, FIRST_LENGTH, self._max_length))
+        needed = self._buckets(slots, length)
+        larger = max(self.slots, needed[0]), max(self.length, needed[1])
+        over = self.budget is not None and self._bytes(*larger) > self.budget
+        self.slots, self.length = needed if over else larger  # what nobody uses makes room
         self.generation += 1
         shape = (self.slots, self._spec.kv_heads, self.length, self._spec.head_dim)
         if not self.buffers:
@@ -77,6 +96,12 @@ class KVCache:
         self.buffers = []
         self.slots = self.length = 0
         self.generation += 1
+
+    def _buckets(self, slots: int, length: int) -> tuple[int, int]:
+        return _bucket(slots, 1, self._max_slots), _bucket(length, FIRST_LENGTH, self._max_length)
+
+    def _bytes(self, slots: int, length: int) -> int:
+        return slots * length * self._token_bytes
 
 
 def _bucket(needed: int, first: int, most: int) -> int:

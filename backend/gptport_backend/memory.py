@@ -6,6 +6,7 @@ import ctypes
 import math
 import mmap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnxruntime
 from gptport_backend.errors import BackendError
 
 Shape = tuple[int, int, int, int]
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Memory(Protocol):
 
     device: str  # as onnxruntime names it
     device_id: int
+    share: float  # of what is free, that a KV cache may take
+
+    def free(self) -> int:
+        """Bytes that can be allocated now."""
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
         """A new buffer, zeroed: kernels may read what they mask out, and zero times NaN is NaN."""
@@ -54,6 +60,14 @@ class HostMemory:
 
     device = "cpu"
     device_id = 0
+    share = 0.5
+
+    def free(self) -> int:
+        """What the kernel thinks can be had without swapping, or less if a control group has a limit."""
+        available = _available()
+        if not LIMIT.is_file() or (limit := LIMIT.read_text().strip()) == "max":
+            return available
+        return max(0, min(available, int(limit) - int(LIMIT.with_name("memory.current").read_text())))
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
         # Pages of its own, which go back to the system when it is freed; malloc would keep most of them.
@@ -69,12 +83,19 @@ class CudaMemory:
     """The memory of a CUDA device. onnxruntime allocates it, the CUDA runtime copies within it."""
 
     device = "cuda"
+    share = 0.8
     _DEVICE_TO_DEVICE = 3
 
     def __init__(self, device_id: int) -> None:
         self.device_id = device_id
         self._runtime = _cuda_runtime()
         self._check(self._runtime.cudaSetDevice(device_id))
+
+    def free(self) -> int:
+        """What the device has left."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._check(self._runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)))
+        return free.value
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
         value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
@@ -104,6 +125,11 @@ class CudaMemory:
         if status:
             self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
             raise BackendError(f"CUDA failed: {self._runtime.cudaGetErrorString(status).decode()}")
+
+
+def _available() -> int:
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
 
 
 def _cuda_runtime() -> ctypes.CDLL:

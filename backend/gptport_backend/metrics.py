@@ -39,6 +39,7 @@ class Tally:
 
     input_tokens: int = 0  # computed
     reused_tokens: int = 0  # of prompts, copied
+    preemptions: int = 0
     output_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)  # by finish reason; "error" for failures
     first_token: Seconds = field(default_factory=Seconds)  # from the arrival of a request
@@ -51,6 +52,7 @@ class Tally:
     running: int = 0
     waiting: int = 0
     cache_bytes: int = 0
+    cache_budget: int = 0
     prefix_bytes: int = 0
 
     @contextmanager
@@ -95,6 +97,9 @@ class TritonPublisher:
         self._count(
             "gptport_prefix_hit_tokens_total", "Tokens of prompts reused from others", tally.reused_tokens
         )
+        self._count(
+            "gptport_preemptions_total", "Requests that gave their row up for a while", tally.preemptions
+        )
         self._count("gptport_output_tokens_total", "Tokens generated", tally.output_tokens)
         for reason, count in tally.finished.items():
             self._count(
@@ -111,6 +116,7 @@ class TritonPublisher:
         self._show("gptport_running", "Requests that are computed now", tally.running)
         self._show("gptport_waiting", "Requests that wait for a slot", tally.waiting)
         self._show("gptport_kv_cache_bytes", "Memory of the KV cache", tally.cache_bytes)
+        self._show("gptport_kv_cache_budget_bytes", "The most that it may take", tally.cache_budget)
         self._show("gptport_prefix_cache_bytes", "Memory of what is kept to be reused", tally.prefix_bytes)
 
     def _distribute(self, name: str, description: str, seconds: Seconds) -> None:

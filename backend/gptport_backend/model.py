@@ -48,7 +48,7 @@ class TritonPythonModel:
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
         options = EngineOptions(
-            **_integers(config, "max_batch_size", "max_prefill_tokens", "max_waiting"),
+            **_integers(config, "max_batch_size", "max_prefill_tokens", "max_waiting", "kv_cache_bytes"),
             **_integers(config, "prefix_cache_bytes", least=0),
         )
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"

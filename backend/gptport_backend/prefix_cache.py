@@ -23,15 +23,15 @@ FEWEST_TOKENS = 32  # below, computing is about as fast as copying
 
 @dataclass(frozen=True)
 class Kept:
-    """The keys and values of `tokens [n]`, in buffers of one row, in the order of the manifest's tensors."""
+    """The keys and values of `tokens [n]`: a row of the buffer for each of the manifest's tensors, in their order."""
 
     tokens: TokenArray
-    buffers: tuple[Buffer, ...]
+    buffer: Buffer
 
     @property
     def bytes(self) -> int:
         """Bytes allocated."""
-        return sum(buffer.row_bytes for buffer in self.buffers)
+        return self.buffer.shape[0] * self.buffer.row_bytes
 
 
 class PrefixCache:
@@ -73,16 +73,16 @@ class PrefixCache:
         self._kept = [kept for kept in self._kept if common(kept.tokens, array) < kept.tokens.size]
         while self.bytes + array.size * self._token_bytes > self._limit:
             del self._kept[0]
-        shape = (1, self._spec.kv_heads, array.size, self._spec.head_dim)
-        buffers = tuple(self._memory.allocate(shape, self._spec.dtype) for _ in self._spec.tensors)
-        for source, target in zip(cache.buffers, buffers, strict=True):
-            self._memory.copy(source, row, target, 0, array.size)
-        self._kept.append(Kept(array, buffers))
+        shape = (len(self._spec.tensors), self._spec.kv_heads, array.size, self._spec.head_dim)
+        buffer = self._memory.allocate(shape, self._spec.dtype)
+        for place, source in enumerate(cache.buffers):
+            self._memory.copy(source, row, buffer, place, array.size)
+        self._kept.append(Kept(array, buffer))
 
     def fill(self, kept: Kept, count: int, cache: KVCache, row: int) -> None:
         """Copy the first `count` tokens of an entry to a row of the cache."""
-        for source, target in zip(kept.buffers, cache.buffers, strict=True):
-            self._memory.copy(source, 0, target, row, count)
+        for place, target in enumerate(cache.buffers):
+            self._memory.copy(kept.buffer, place, target, row, count)
 
     def _touch(self, kept: Kept) -> None:
         self._kept = [each for each in self._kept if each is not kept] + [kept]

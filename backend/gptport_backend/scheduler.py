@@ -46,12 +46,21 @@ class Scheduler(Generic[S]):
     """
 
     def __init__(
-        self, max_slots: int, max_prefill_tokens: int, reusable: Callable[[S], int] = lambda _: 0
+        self,
+        max_slots: int,
+        max_prefill_tokens: int,
+        *,
+        reusable: Callable[[S], int] = lambda _: 0,
+        fits: Callable[[int, int], bool] = lambda _, __: True,
     ) -> None:
-        """`reusable` tells how many tokens of a sequence need not be computed; it is then admitted alone."""
+        """`reusable` tells how many tokens of a sequence need not be computed: it is then admitted alone.
+
+        `fits` tells whether so many rows of so many tokens have a place in memory; one row always has.
+        """
         self._max_slots = max_slots
         self._max_prefill_tokens = max_prefill_tokens
         self._reusable = reusable
+        self._fits = fits
         self.waiting: deque[S] = deque()
         self.running: list[S] = []
 
@@ -64,6 +73,11 @@ class Scheduler(Generic[S]):
     def decoding(self) -> list[S]:
         """The sequences that take part in a decode step; their rows are 0, 1, …"""
         return self.running[: self._decoding_count()]
+
+    @property
+    def space(self) -> tuple[int, int]:
+        """Rows of the next step, and tokens of the longest one, if no other sequence is admitted."""
+        return len(self.running), self._length(*self.running)
 
     def add(self, sequence: S) -> None:
         """Let `sequence` wait for its turn: behind those of its priority."""
@@ -81,8 +95,20 @@ class Scheduler(Generic[S]):
         if not sequences:
             return None
         start = sequences[0].computed or reused
-        longest = max(len(sequence.prompt) for sequence in sequences) - start
+        longest = max(len(sequence.context) for sequence in sequences) - start
         return Prefill(first_row, sequences, start, min(longest, self._max_prefill_tokens))
+
+    def next_to_give_up(self) -> S | None:
+        """The sequence whose row is freed if memory is short: of the last priority the one that came last; never the only one."""
+        if len(self.running) < 2:
+            return None
+        return max(self.running, key=lambda running: (running.priority, running.arrived))
+
+    def put_back(self, sequence: S) -> list[Move]:
+        """Let a running sequence wait again, before others of its priority; the moves that close the gap, to be made in order."""
+        moves = self.remove(sequence)
+        bisect.insort_left(self.waiting, sequence, key=lambda waiting: waiting.priority)
+        return moves
 
     def remove(self, sequence: S) -> list[Move]:
         """End `sequence`, running or waiting; the moves that close the gap, to be made in order."""
@@ -117,8 +143,12 @@ class Scheduler(Generic[S]):
         """
         admitted = longest = 0
         while self.waiting and len(self.running) < self._max_slots:
-            longest = max(longest, len(self.waiting[0].prompt))
+            longest = max(longest, len(self.waiting[0].context))
             if admitted and (admitted + 1) * longest > self._max_prefill_tokens:
+                break
+            if self.running and not self._fits(
+                len(self.running) + 1, self._length(*self.running, self.waiting[0])
+            ):
                 break
             reused = self._reusable(self.waiting[0])
             if reused and admitted:
@@ -128,3 +158,7 @@ class Scheduler(Generic[S]):
             if reused:
                 return reused
         return 0
+
+    def _length(self, *sequences: S) -> int:
+        """Tokens of the longest row in the next step: of each its context, or what is computed, and one more."""
+        return max((max(len(each.context), each.computed) for each in sequences), default=0) + 1

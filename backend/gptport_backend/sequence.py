@@ -40,14 +40,21 @@ class Sink(Protocol):
 class Sequence:
     """Prompt and answer of one request, as the scheduler sees it.
 
-    `computed` tokens have their keys and values in the cache.
+    Attributes:
+        context: what is computed before it is decoded: the prompt, or all tokens so far if it had to give its row up.
+        computed: how many tokens have their keys and values in the cache.
     """
 
     prompt: tuple[int, ...]
     limit: int  # most new tokens
     priority: int = 0  # the smallest one runs first
+    arrived: float = 0.0  # seconds
     output: list[int] = field(default_factory=list)
     computed: int = 0
+    context: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.context = self.prompt
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -56,5 +63,9 @@ class Sequence:
 
     @property
     def prefilled(self) -> bool:
-        """True once the prompt is in the cache: from then on it is decoded."""
-        return self.computed >= len(self.prompt)
+        """True once its context is in the cache: from then on it is decoded."""
+        return self.computed >= len(self.context)
+
+    def give_up_row(self) -> None:
+        """Forget what is computed; it will be computed anew."""
+        self.context, self.computed = self.tokens, 0
