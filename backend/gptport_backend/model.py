@@ -131,12 +131,15 @@ class TritonSink:
 
 
 def _asked_file(request: Any) -> Any:
-    """The parameter `file`, if it is there; over HTTP, Triton makes a parameter of each value whose name is no input's."""
+    """The parameter `file`, if it is there.
+
+    Over HTTP, Triton makes a parameter of each value whose name is no input's; Triton 24.10 also of the request's `id`.
+    """
     try:
         found: dict[str, Any] = json.loads(request.parameters() or "{}")
     except UnicodeDecodeError as error:
         raise RequestError("the request has a parameter whose name or value is not UTF-8") from error
-    unknown = found.keys() - {"file"}
+    unknown = found.keys() - {"file", "id"}
     if unknown:
         raise unknown_input(min(unknown))
     return found.get("file")

@@ -23,7 +23,7 @@ def post(server):
 
 
 def test_generate(post, reference):
-    answer = json.loads(post("generate", {"text_input": PROMPTS[0], "max_tokens": NEW_TOKENS}))
+    answer = json.loads(post("generate", {"id": "mine", "text_input": PROMPTS[0], "max_tokens": NEW_TOKENS}))
     assert answer["output_ids"] == reference["smollm2"][PROMPTS[0]]
     assert "Paris" in answer["text_output"]
     assert answer["num_output_tokens"] == len(answer["output_ids"])
