@@ -20,7 +20,7 @@ class Family:
         self.name, self.kind = name, kind
 
     def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802 - Triton's name
-        key = (self.name, labels.get("finish_reason", labels.get("le", "")))
+        key = (self.name, labels.get("finish_reason", labels.get("le", labels.get("part", ""))))
         SHOWN[key] = 0
 
         def increment(value: float) -> None:
@@ -67,3 +67,13 @@ def test_durations_are_a_histogram_as_prometheus_reads_it() -> None:
 
 def test_nothing_observed_is_nothing_counted() -> None:
     assert sum(Seconds().counts) == 0
+
+
+def test_the_parts_of_a_step_add_up() -> None:
+    publisher = TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny")
+    tally = Tally()
+    for _ in range(2):
+        with tally.timed("sample"):
+            pass
+    publisher.publish(tally)
+    assert SHOWN["gptport_step_seconds_total", "sample"] == tally.parts["sample"] > 0
