@@ -127,20 +127,24 @@ class Engine:
         self._thread.join(drain_seconds + STOP_SECONDS)
 
     def _prepare(self, request: GenerationRequest, sink: Sink) -> Generation:
-        if request.text is not None:
-            longest = self._vocabulary.longest_token
-            check_prompt_characters(request.text, self._manifest.max_length, longest, self._manifest.name)
-            # `encode` holds the interpreter's lock, and with it the loop; a batch of one does not.
-            prompt = tuple(self._vocabulary.tokenizer.encode_batch_fast([request.text])[0].ids)
-        else:
-            prompt = request.token_ids or ()
-            check_token_ids("input_ids", prompt, self._manifest.vocab_size)
+        prompt = request.token_ids if request.token_ids is not None else self._encode(request)
+        check_token_ids("input_ids", prompt, self._manifest.vocab_size)
         biased = (token for token, _ in request.sampling.logit_bias)
         check_token_ids("logit_bias_ids", biased, self._manifest.vocab_size)
         check_token_ids("stop_token_ids", request.stop_token_ids, self._manifest.vocab_size)
         check_prompt_length(len(prompt), self._manifest.max_length, self._manifest.name)
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
         return Generation(request, prompt, limit, self._vocabulary, sink)
+
+    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
+        """The tokens of a text, or of a conversation, whose template writes the special tokens itself."""
+        text = request.text
+        if request.messages is not None:
+            text = self._vocabulary.chat.prompt(request.messages, request.chat_template_kwargs)
+        assert text is not None
+        longest = self._vocabulary.longest_token
+        check_prompt_characters(text, self._manifest.max_length, longest, self._manifest.name)
+        return self._vocabulary.encode(text, special_tokens=request.messages is None)
 
     def _loop(self) -> None:
         while self._wait_for_work():

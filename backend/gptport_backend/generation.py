@@ -15,6 +15,7 @@ from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from gptport_backend.chat import Chat
     from gptport_backend.prefix_cache import Kept
     from gptport_backend.request import GenerationRequest
 
@@ -28,12 +29,19 @@ class Vocabulary:
     longest_token: int  # in characters
     eos: frozenset[int]
     grammars: Grammars
+    chat: Chat
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, size: int, eos: frozenset[int]) -> Vocabulary:
+    def of(cls, tokenizer: Tokenizer, size: int, eos: frozenset[int], chat: Chat) -> Vocabulary:
         """The vocabulary of `tokenizer` and of logits `[size]`, in which the ids `eos` end a text."""
         longest = max(map(len, tokenizer.get_vocab()))
-        return cls(tokenizer, unsettled_tokens(tokenizer), longest, eos, Grammars(tokenizer, size, eos))
+        return cls(tokenizer, unsettled_tokens(tokenizer), longest, eos, Grammars(tokenizer, size, eos), chat)
+
+    def encode(self, text: str, *, special_tokens: bool = True) -> tuple[int, ...]:
+        """The ids of a text."""
+        # `encode` holds the interpreter's lock, and with it the loop; a batch of one does not.
+        (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special_tokens)
+        return tuple(found.ids)
 
     def forbidden(self, request: GenerationRequest) -> Forbidden:
         """The tokens that must not come in the answer to `request`."""

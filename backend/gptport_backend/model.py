@@ -12,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from gptport_backend import manifest as manifests
+from gptport_backend.chat import CONFIG_FILE, TEMPLATE_FILE, Chat
 from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.errors import BackendError, LoadError, RequestError
 from gptport_backend.generation import Vocabulary
@@ -23,7 +24,7 @@ from gptport_backend.request import parse, unknown_input
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 
-SHARED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+SHARED_FILES = ("tokenizer.json", CONFIG_FILE, TEMPLATE_FILE, "generation_config.json")
 # Triton unloads a model when its requests are answered, so that nothing is left to wait for, unless the server has
 # crashed: then nobody reads the answers anymore, and sending one may never return.
 DRAIN_SECONDS = 0.0
@@ -57,7 +58,9 @@ class TritonPythonModel:
         )
         with manifests.verifying(manifest, self._version_dir):
             runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
-        vocabulary = Vocabulary.of(_tokenizer(self._version_dir), manifest.vocab_size, manifest.eos)
+        vocabulary = Vocabulary.of(
+            _tokenizer(self._version_dir), manifest.vocab_size, manifest.eos, Chat(self._version_dir)
+        )
         publisher = TritonPublisher(pb_utils, args["model_name"])
         self._outbox = Outbox()
         self._engine = Engine(manifest, runner, vocabulary, options, publisher)

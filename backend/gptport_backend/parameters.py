@@ -69,6 +69,22 @@ PARAMETERS = (
         many=True,
     ),
     Parameter(
+        "messages",
+        "BYTES",
+        None,
+        "JSON that is not empty",
+        "a conversation instead of a prompt: a list of objects with `role` and `content`, put into the model's chat template",
+        bool,
+    ),
+    Parameter(
+        "chat_template_kwargs",
+        "BYTES",
+        None,
+        "a JSON object",
+        "more variables for the chat template, such as `tools`",
+        bool,
+    ),
+    Parameter(
         "max_tokens",
         "INT32",
         256,

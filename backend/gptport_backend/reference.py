@@ -16,8 +16,8 @@ HEAD = """\
 Written by `make reference` from `backend/gptport_backend/parameters.py`, the one table that Triton's configuration of a model and
 the checks of a request follow too. How a token is chosen, to the letter: [protocol.md](protocol.md).
 
-Every input may be left out, but exactly one of `text_input` and `input_ids` must be there. What is not allowed is refused with a
-message that names the field, the value and what is allowed.
+Every input may be left out, but exactly one of `text_input`, `input_ids` and `messages` must be there. What is not allowed
+is refused with a message that names the field, the value and what is allowed.
 """
 
 

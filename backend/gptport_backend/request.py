@@ -30,6 +30,9 @@ NUMPY_TYPES: dict[str, type[Any]] = {
 }
 
 
+PROMPTS = ("text_input", "input_ids", "messages")
+
+
 @dataclass(frozen=True)
 class SamplingParameters:
     """How the next token is chosen; see docs/protocol.md, "Sampling, exactly"."""
@@ -50,10 +53,12 @@ class SamplingParameters:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A request whose every field was checked; exactly one of `text` and `token_ids` is there."""
+    """A request whose every field was checked; exactly one of `text`, `token_ids` and `messages` is there."""
 
     text: str | None
     token_ids: tuple[int, ...] | None
+    messages: str | None
+    chat_template_kwargs: str | None
     max_tokens: int
     sampling: SamplingParameters
     stop_words: tuple[str, ...]
@@ -73,12 +78,17 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
     if unknown:
         raise unknown_input(min(unknown))
     value = {parameter.name: _value(parameter, tensors.get(parameter.name)) for parameter in PARAMETERS}
-    if (value["text_input"] is None) == (value["input_ids"] is None):
-        found = "neither" if value["text_input"] is None else "both"
-        raise RequestError(f"the request has {found} of text_input and input_ids; send exactly one of them")
+    prompts = [name for name in PROMPTS if value[name] is not None]
+    if len(prompts) != 1:
+        found = f"both {prompts[0]} and {prompts[1]}" if prompts else "no prompt"
+        raise RequestError(f"the request has {found}; send exactly one of {', '.join(PROMPTS)}")
+    if value["chat_template_kwargs"] is not None and value["messages"] is None:
+        raise RequestError("chat_template_kwargs is there without messages; leave it out, or send messages")
     return GenerationRequest(
         text=value["text_input"],
         token_ids=value["input_ids"],
+        messages=value["messages"],
+        chat_template_kwargs=value["chat_template_kwargs"],
         max_tokens=value["max_tokens"],
         sampling=_sampling(value),
         stop_words=value["stop_words"],

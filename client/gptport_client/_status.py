@@ -54,7 +54,16 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
 # Only where there is no status: the backend's messages begin with the field, Triton's own speak of inference
 # inputs.
 _FIELDS = "|".join(
-    ["text_input", "input_ids", "stream", r"exclude_input\w*", "timeout", "file"]
+    [
+        "text_input",
+        "input_ids",
+        "messages",
+        "chat_template_kwargs",
+        "stream",
+        r"exclude_input\w*",
+        "timeout",
+        "file",
+    ]
     + [name for tensors in PARAMETER_TENSORS.values() for name, _ in tensors]
 )
 _REFUSALS = re.compile(

@@ -10,6 +10,7 @@ import pytest
 
 import tiny_gpt
 from gptport_backend import manifest as manifests
+from gptport_backend.chat import Chat
 from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.generation import Vocabulary
 from gptport_backend.parameters import PARAMETERS
@@ -81,7 +82,9 @@ class Served:
         self.manifest: Manifest = manifests.read(version_dir)
         self.tokenizer = tiny_gpt.tokenizer()
         self.runner = Runner(self.manifest, version_dir, RunnerOptions(threads=1), options.max_batch_size)
-        vocabulary = Vocabulary.of(self.tokenizer, self.manifest.vocab_size, self.manifest.eos)
+        vocabulary = Vocabulary.of(
+            self.tokenizer, self.manifest.vocab_size, self.manifest.eos, Chat(version_dir)
+        )
         self.engine = Engine(self.manifest, self.runner, vocabulary, options, NoPublisher())
 
     def ask(self, **inputs: Any) -> Answer:

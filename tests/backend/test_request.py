@@ -41,7 +41,7 @@ def test_without_a_seed_each_request_has_its_own() -> None:
         ({"stop_words": [b"\xc3"]}, "stop_words is not UTF-8: byte 0xc3 at position 0"),
         ({"text_input": ""}, "text_input is ''; it must be a text that is not empty"),
         ({"text_input": b"caf\xe9"}, "text_input is not UTF-8: byte 0xe9 at position 3; send UTF-8 text"),
-        ({"input_ids": [1, 2]}, "the request has both of text_input and input_ids; send exactly one of them"),
+        ({"input_ids": [1, 2]}, "the request has both text_input and input_ids; send exactly one of"),
         ({"top_q": np.ones(1)}, "top_q is not an input of this model; it takes text_input, input_ids, "),
         ({"max_tokens": [1, 2]}, "max_tokens has the shape [2]; it must be [1]"),
     ],
@@ -55,7 +55,7 @@ def test_a_wrong_value_is_named(inputs: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({}, "the request has neither of text_input and input_ids"),
+        ({}, "the request has no prompt; send exactly one of text_input, input_ids, messages"),
         (
             {"input_ids": np.array([], np.int32)},
             "input_ids is (); it must be a list of token ids that is not empty",

@@ -50,7 +50,7 @@ def test_a_status_becomes_a_typed_error(status, text, name):
     ("text", "name"),
     [
         ("input_ids has the id 70000; the vocabulary ends at 49151", "InvalidRequest"),
-        ("the request has neither of text_input and input_ids; send exactly one of them", "InvalidRequest"),
+        ("the request has no prompt; send exactly one of text_input, input_ids, messages", "InvalidRequest"),
         ("foo is not an input of this model; it takes text_input", "InvalidRequest"),
         ("unexpected inference input 'foo' for model 'toy'", "InvalidRequest"),
         ("Non-zero status code returned while running Gather: input_ids out of bounds", "ServerError"),

@@ -19,7 +19,15 @@ from gptport_client._sampling import Sampler, likeliest, log_softmax
 from gptport_client._wire import PARAMETER_TENSORS
 
 # Of a request, but not of how it is sampled: the client has other places for them.
-ELSEWHERE = {"text_input", "input_ids", "timeout", "stream", "exclude_input_in_output"}
+ELSEWHERE = {
+    "text_input",
+    "input_ids",
+    "messages",
+    "chat_template_kwargs",
+    "timeout",
+    "stream",
+    "exclude_input_in_output",
+}
 VOCABULARY, EOS = 48, 5
 ROWS = {parameter.name: parameter for parameter in PARAMETERS}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 
 import jsonschema
 import pytest
@@ -64,3 +65,11 @@ def test_an_answer_of_a_form(asked):
         assert asked.generate("Is Paris in France? ", choice=["yes", "no"], **options).text in ("yes", "no")
     with pytest.raises(InvalidRequest, match="regex does not compile"):
         asked.generate("a", regex="((")
+
+
+def test_a_conversation_on_the_server(server, asked):
+    messages = [{"role": "user", "content": "Name a colour."}]
+    expected = asked.chat(messages, max_tokens=12)  # whose prompt the client makes
+    body = json.dumps({"messages": json.dumps(messages), "max_tokens": 12}).encode()
+    with urllib.request.urlopen(f"{server.address.http_url}/v2/models/smollm2/generate", body) as answer:
+        assert json.load(answer)["text_output"] == expected.text

@@ -1,0 +1,103 @@
+"""A conversation is the prompt that transformers makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from gptport_backend.chat import Chat
+from gptport_backend.errors import RequestError
+
+TEMPLATE = """{{ bos_token }}{% for message in messages %}
+    {%- if message.role == 'nobody' %}{{ raise_exception('there is no nobody') }}{% endif -%}
+<|{{ message.role }}|>
+{{ message.content | trim }}{% if tools %} {{ tools | tojson }}{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}<|assistant|>{% generation %}{% endgeneration %}{% endif %}"""
+MESSAGES = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Grüße <b>世界</b>!"}]
+TOOLS = [{"name": "f", "text": "<ü>"}]
+
+
+@pytest.fixture
+def folder(version_dir, tmp_path):
+    shutil.copytree(version_dir, tmp_path / "1")
+    (tmp_path / "1" / "chat_template.jinja").write_text(TEMPLATE)
+    config = {
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "</s>"},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (tmp_path / "1" / "tokenizer_config.json").write_text(json.dumps(config))
+    return tmp_path / "1"
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_a_conversation_is_rendered_as_transformers_does(folder, tools):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    options = {"tools": tools} if tools else {}
+    expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **options)
+    assert Chat(folder).prompt(json.dumps(MESSAGES), json.dumps(options)) == expected
+
+
+def test_the_template_may_stand_in_the_configuration_of_the_tokenizer(folder):
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": "default", "template": "{{ messages[0].content }}"}, {"name": "other", "template": "x"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert Chat(folder).prompt(json.dumps(MESSAGES), None) == " Be brief. "
+
+
+def test_the_engine_answers_a_conversation(serve, folder, monkeypatch):
+    tiny = serve()
+    monkeypatch.setattr(tiny.engine._vocabulary.chat, "_folder", folder)
+    prompt = Chat(folder).prompt(json.dumps(MESSAGES), None)
+    expected = tiny.ask(text_input=prompt, max_tokens=9).wait()
+    answer = tiny.ask(messages=json.dumps(MESSAGES), max_tokens=9).wait()
+    assert (answer.token_ids, answer.text) == (expected.token_ids, expected.text)
+    whole = tiny.ask(messages=json.dumps(MESSAGES), max_tokens=9, exclude_input_in_output=False).wait()
+    assert whole.text == prompt + expected.text
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"messages": "["}, "messages is no JSON"),
+        ({"messages": "[" * 100_000}, "messages is no JSON"),
+        ({"messages": "{}"}, "messages is .* must be a JSON list"),
+        ({"messages": "[]"}, "messages is .* list of objects with role and content"),
+        ({"messages": '["a"]'}, "messages is .* list of objects"),
+        ({"messages": '[{"role": "nobody"}]'}, "messages do not fit .* there is no nobody"),
+        (
+            {"messages": '[{"role": "user", "content": "a"}]', "chat_template_kwargs": "3"},
+            "chat_template_kwargs is",
+        ),
+        (
+            {"messages": '[{"role": "user", "content": "a"}]', "text_input": "a"},
+            "both text_input and messages",
+        ),
+        ({"text_input": "a", "chat_template_kwargs": "{}"}, "chat_template_kwargs is there without messages"),
+        ({}, "the request has no prompt; send exactly one of text_input, input_ids, messages"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(serve, folder, monkeypatch, inputs, message):
+    tiny = serve()
+    monkeypatch.setattr(tiny.engine._vocabulary.chat, "_folder", folder)
+    with pytest.raises(RequestError, match=message):
+        tiny.ask(**inputs)
+
+
+def test_a_template_cannot_leave_its_sandbox(folder):
+    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(RequestError, match="unsafe"):
+        Chat(folder).prompt(json.dumps(MESSAGES), None)
+
+
+def test_a_model_without_a_template_and_a_server_without_jinja_say_so(serve, folder, monkeypatch):
+    with pytest.raises(RequestError, match="needs a chat template, and this model has none; send text_input"):
+        serve().ask(messages=json.dumps(MESSAGES))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(RequestError, match=r"needs the package jinja2.*pip install"):
+        Chat(folder).prompt(json.dumps(MESSAGES), None)
