@@ -153,6 +153,11 @@ def at_rest(server) -> dict[str, float]:
     return gauges(server)
 
 
+def kept(gauges: dict[str, float]) -> float:
+    """Bytes of keys and values that are there on purpose, up to a limit."""
+    return gauges["kv_cache_bytes"] + gauges["prefix_cache_bytes"]
+
+
 def memory(server) -> float:
     """Bytes of the process of the model that are its own, or its share of those it shares."""
     for process in psutil.Process(server.process.pid).children(recursive=True):
@@ -169,10 +174,10 @@ def test_nothing_is_wrong_and_nothing_is_left(soaked):
     chance = random.Random(SEED)
     load(clients, MINUTES * 60 * WARM_UP, chance)
     before = at_rest(server)
-    base = memory(server) - before["kv_cache_bytes"]
+    base = memory(server) - kept(before)
     load(clients, MINUTES * 60 * (1 - WARM_UP), chance)
     after = at_rest(server)
-    growth = memory(server) - after["kv_cache_bytes"] - base
+    growth = memory(server) - kept(after) - base
     ended, wrong = clients.ends()
     counts = ", ".join(f"{count} {name}" for name, count in ended.most_common() if count > 1)
     print(  # noqa: T201
