@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptport_backend.answers import Answers
 from gptport_backend.errors import Unavailable
 from gptport_backend.generation import Generation, Vocabulary
 from gptport_backend.kv_cache import KVCache
@@ -23,6 +24,7 @@ from gptport_backend.request import (
     check_prompt_length,
     check_token_ids,
 )
+from gptport_backend.reuse import Reuse
 from gptport_backend.sampling import sample
 from gptport_backend.scheduler import Move, Prefill, Scheduler
 
@@ -85,7 +87,7 @@ class Engine:
         self._scheduler: Scheduler[Generation] = Scheduler(
             options.max_batch_size,
             options.max_prefill_tokens,
-            reusable=self._reusable,
+            reusable=lambda generation: self._reuse.find(generation, self._scheduler.running),
             fits=lambda rows, tokens: self._cache.fits(rows, tokens),
         )
         budget = options.kv_cache_bytes or int(runner.memory.share * runner.memory.free())
@@ -93,6 +95,7 @@ class Engine:
             manifest.cache, options.max_batch_size, manifest.max_length, runner.memory, budget
         )
         self._prefixes = PrefixCache(manifest.cache, runner.memory, options.prefix_cache_bytes)
+        self._reuse = Reuse(self._cache, self._prefixes)
         self._tally = Tally()
         self._inbox: deque[Generation] = deque()
         self._wake = threading.Condition()
@@ -101,14 +104,14 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
-        """Queue a request; its answer goes to `sink`. RequestError or Unavailable if it is not taken."""
+        """Queue a request; its answers go to `sink`. RequestError or Unavailable if it is not taken."""
         self._check_queue()  # before the work of preparing it
-        generation = self._prepare(request, sink)
+        generations = self._prepare(request, sink)
         with self._wake:
             if self._deadline is not None:
                 raise Unavailable("the server is shutting down; send the request to another one")
             self._check_queue()
-            self._inbox.append(generation)
+            self._inbox.extend(generations)
             self._wake.notify()
 
     def _check_queue(self) -> None:
@@ -126,7 +129,8 @@ class Engine:
             self._wake.notify()
         self._thread.join(drain_seconds + STOP_SECONDS)
 
-    def _prepare(self, request: GenerationRequest, sink: Sink) -> Generation:
+    def _prepare(self, request: GenerationRequest, sink: Sink) -> list[Generation]:
+        """A generation for each of its answers; all but the first will find the prompt computed."""
         prompt = request.token_ids if request.token_ids is not None else self._encode(request)
         check_token_ids("input_ids", prompt, self._manifest.vocab_size)
         biased = (token for token, _ in request.sampling.logit_bias)
@@ -134,7 +138,10 @@ class Engine:
         check_token_ids("stop_token_ids", request.stop_token_ids, self._manifest.vocab_size)
         check_prompt_length(len(prompt), self._manifest.max_length, self._manifest.name)
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
-        return Generation(request, prompt, limit, self._vocabulary, sink)
+        answers = Answers(sink, request.n, stream=request.stream)
+        return [
+            Generation(request, prompt, limit, self._vocabulary, answers, index) for index in range(request.n)
+        ]
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         """The tokens of a text, or of a conversation, whose template writes the special tokens itself."""
@@ -175,9 +182,10 @@ class Engine:
         with self._tally.timed("schedule"):
             self._drop_ended()
             self._make_room()
-            prefill = self._scheduler.next_prefill()
-        if prefill is not None:
+        spent = 0
+        while (prefill := self._next_prefill(spent)) is not None:
             self._prefill(prefill)
+            spent += prefill.cost
         if self._scheduler.decoding:
             self._decode(self._scheduler.decoding)
 
@@ -196,38 +204,31 @@ class Engine:
             generation.give_up_row()
             self._tally.preemptions += 1
 
+    def _next_prefill(self, spent: int) -> Prefill[Generation] | None:
+        with self._tally.timed("schedule"):
+            return self._scheduler.next_prefill(spent)
+
     def _prefill(self, prefill: Prefill[Generation]) -> None:
         end = prefill.start + prefill.count
         used = [generation.computed for generation in self._scheduler.running]
         self._cache.reserve(len(used), max(end, *used), used)
-        self._reuse(prefill)
+        self._tally.reused_tokens += self._reuse.fill(prefill.sequences[0], self._scheduler.running)
+        if not prefill.count:
+            self._tally.input_tokens += 1  # the last one, by the decode step that follows
+            return
         tokens = [generation.context[prefill.start : end] for generation in prefill.sequences]
         with self._tally.timed("prefill"):
             logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
         for generation, ids in zip(prefill.sequences, tokens, strict=True):
             generation.computed += len(ids)
             self._tally.input_tokens += len(ids)
-        if all(generation.prefilled for generation in prefill.sequences):
+        if all(generation.computed == len(generation.context) for generation in prefill.sequences):
             self._emit(prefill.sequences, logits)
-
-    def _reusable(self, generation: Generation) -> int:
-        """How many tokens of a prompt are known of a sequence that has ended; the last one is always computed anew."""
-        generation.prefix = self._prefixes.find(np.array(generation.context[:-1], np.int64))
-        return generation.prefix[1] if generation.prefix else 0
-
-    def _reuse(self, prefill: Prefill[Generation]) -> None:
-        """Copy what `_reusable` found to the row of the sequence that was just admitted."""
-        first = prefill.sequences[0]
-        if first.prefix and not first.computed:
-            self._prefixes.fill(*first.prefix, self._cache, prefill.first_row)
-            first.computed = prefill.start
-            self._tally.reused_tokens += prefill.start
-        first.prefix = None
 
     def _decode(self, generations: list[Generation]) -> None:
         used = [generation.computed for generation in self._scheduler.running]
         self._cache.reserve(len(used), max(used) + 1, used)
-        tokens = [generation.output[-1] for generation in generations]
+        tokens = [generation.last_token for generation in generations]
         self._tally.batch_size = len(generations)
         with self._tally.timed("decode"):
             logits = self._runner.decode(self._cache, tokens, used[: len(generations)])
@@ -292,7 +293,7 @@ class Engine:
 
     def _fail(self, generations: list[Generation], message: str) -> None:
         for generation in list(generations):
-            generation.sink.fail(message)
+            generation.answers.fail(message)
             self._leave(generation)
 
     def _abandon(self, message: str) -> None:
@@ -300,7 +301,7 @@ class Engine:
         failed = self._scheduler.clear()
         self._cache.release()
         for generation in failed:
-            generation.sink.fail(message)
+            generation.answers.fail(message)
             self._tally.finished["error"] += 1
 
     def _publish(self) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gptport_backend.grammar import Grammars
 from gptport_backend.processors import Forbidden
 from gptport_backend.sampling import Sampler
-from gptport_backend.sequence import FinishReason, Piece, Sequence, Sink
+from gptport_backend.sequence import FinishReason, Piece, Sequence
 from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from gptport_backend.answers import Answers
     from gptport_backend.chat import Chat
-    from gptport_backend.prefix_cache import Kept
     from gptport_backend.request import GenerationRequest
+    from gptport_backend.reuse import Found
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Vocabulary:
 
 
 class Generation(Sequence):
-    """A sequence with its sampler, its text and its sink."""
+    """A sequence with its sampler, its text and where that goes: the answer number `index` to its request."""
 
     def __init__(
         self,
@@ -59,14 +62,18 @@ class Generation(Sequence):
         prompt: tuple[int, ...],
         limit: int,
         vocabulary: Vocabulary,
-        sink: Sink,
+        answers: Answers,
+        index: int = 0,
     ) -> None:
         super().__init__(prompt, limit, request.priority, arrived=time.monotonic())
         self._constraint = vocabulary.grammars.constraint(request.form) if request.form else None
-        self.sampler = Sampler(request.sampling, prompt, vocabulary.forbidden(request), self._constraint)
-        self.sink = sink
+        sampling = replace(request.sampling, seed=(request.sampling.seed + index) % 2**64)
+        self.sampler = Sampler(sampling, prompt, vocabulary.forbidden(request), self._constraint)
+        self.answers = answers
+        self.index = index
         self.finish_reason: FinishReason = ""
-        self.prefix: tuple[Kept, int] | None = None  # what is copied when it is admitted
+        self.context_ids = np.array(self.context, np.int64)
+        self.found: Found | None = None  # what is copied when it is admitted
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
         self.token_at = 0.0  # when the last token came
@@ -95,10 +102,14 @@ class Generation(Sequence):
 
     def check_time(self) -> None:
         """End the sequence if its time is over, or nobody waits for it anymore."""
-        if self.sink.is_cancelled():
+        if self.answers.is_cancelled():
             self.finish("cancelled")
         elif time.monotonic() >= self._deadline:
             self.finish("timeout")
+
+    def give_up_row(self) -> None:
+        super().give_up_row()
+        self.context_ids = np.array(self.context, np.int64)
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence and send the last piece, with all text still held back."""
@@ -117,7 +128,8 @@ class Generation(Sequence):
             num_input_tokens=len(self.prompt),
             num_output_tokens=len(self.output),
             logprobs=tuple(self.sampler.logprobs[self._sent :]),
+            index=self.index,
         )
         self._sent = len(self.output)
         self._text = ""
-        self.sink.send(piece)
+        self.answers.send(piece)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -23,6 +23,9 @@ from gptport_backend.parameters import PARAMETERS, complete
 from gptport_backend.request import parse, unknown_input
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
+
+if TYPE_CHECKING:
+    from gptport_backend.sampling import Logprobs
 
 SHARED_FILES = ("tokenizer.json", CONFIG_FILE, TEMPLATE_FILE, "generation_config.json")
 # Triton unloads a model when its requests are answered, so that nothing is left to wait for, unless the server has
@@ -87,7 +90,7 @@ class TritonPythonModel:
     def _take(self, request: Any, sink: TritonSink) -> None:
         file = _asked_file(request)
         if file is not None:
-            sink.send(Piece(self._read_file(file), (), "stop", 0, 0))
+            sink.send((Piece(self._read_file(file), (), "stop", 0, 0),), final=True)
             return
         tensors = {}
         for parameter in PARAMETERS:
@@ -106,15 +109,15 @@ class TritonPythonModel:
 
 
 class TritonSink:
-    """The answer of one request on Triton's side."""
+    """The answers to one request on Triton's side."""
 
     def __init__(self, sender: Any, outbox: Outbox) -> None:
         self._sender = sender
         self._outbox = outbox
 
-    def send(self, piece: Piece) -> None:
-        """Send one response, with the final flag if it has a finish reason."""
-        self._outbox.put(lambda: self._send(_response(piece), final=bool(piece.finish_reason)))
+    def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
+        """Send one response, with the final flag if it is the last one."""
+        self._outbox.put(lambda: self._send(_response(pieces), final))
 
     def fail(self, message: str) -> None:
         """End with an error of the server."""
@@ -148,32 +151,36 @@ def _asked_file(request: Any) -> Any:
     return found.get("file")
 
 
-def _response(piece: Piece) -> Any:
+def _response(pieces: tuple[Piece, ...]) -> Any:
+    """A value of each answer; what is a list, one behind the other."""
+    ids = [token for piece in pieces for token in piece.token_ids]
+    counts = [piece.num_output_tokens for piece in pieces]
     return pb_utils.InferenceResponse(
         [
-            *_logprobs(piece),
-            _bytes("text_output", piece.text),
-            pb_utils.Tensor("output_ids", np.array(piece.token_ids, np.int32)),
-            _bytes("finish_reason", piece.finish_reason),
-            pb_utils.Tensor("num_input_tokens", np.array([piece.num_input_tokens], np.uint32)),
-            pb_utils.Tensor("num_output_tokens", np.array([piece.num_output_tokens], np.uint32)),
+            *_logprobs([each for piece in pieces for each in piece.logprobs]),
+            _bytes("text_output", [piece.text for piece in pieces]),
+            pb_utils.Tensor("index", np.array([piece.index for piece in pieces], np.int32)),
+            pb_utils.Tensor("output_ids", np.array(ids, np.int32)),
+            _bytes("finish_reason", [piece.finish_reason for piece in pieces]),
+            pb_utils.Tensor("num_input_tokens", np.array([pieces[0].num_input_tokens], np.uint32)),
+            pb_utils.Tensor("num_output_tokens", np.array(counts, np.uint32)),
         ]
     )
 
 
-def _logprobs(piece: Piece) -> list[Any]:
+def _logprobs(logprobs: list[Logprobs]) -> list[Any]:
     """Nothing unless they were asked for."""
-    if not piece.logprobs:
+    if not logprobs:
         return []
     return [
-        pb_utils.Tensor("output_log_probs", np.array([each.token for each in piece.logprobs], np.float32)),
-        pb_utils.Tensor("top_log_prob_ids", np.array([each.top_ids for each in piece.logprobs], np.int32)),
-        pb_utils.Tensor("top_log_probs", np.array([each.top for each in piece.logprobs], np.float32)),
+        pb_utils.Tensor("output_log_probs", np.array([each.token for each in logprobs], np.float32)),
+        pb_utils.Tensor("top_log_prob_ids", np.array([each.top_ids for each in logprobs], np.int32)),
+        pb_utils.Tensor("top_log_probs", np.array([each.top for each in logprobs], np.float32)),
     ]
 
 
-def _bytes(name: str, text: str) -> Any:
-    return pb_utils.Tensor(name, np.array([text.encode()], np.object_))
+def _bytes(name: str, texts: list[str]) -> Any:
+    return pb_utils.Tensor(name, np.array([text.encode() for text in texts], np.object_))
 
 
 def _integers(config: dict[str, Any], *names: str, least: int = 1) -> dict[str, int]:

@@ -49,6 +49,7 @@ def _from_to(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: low <= value <= high
 
 
+MOST_ANSWERS = 128  # of one request
 MOST_CHARACTERS = 100_000
 FORM = f"a text of 1 to {MOST_CHARACTERS} characters"
 
@@ -171,6 +172,14 @@ PARAMETERS = (
         all,
         many=True,
     ),
+    Parameter(
+        "n",
+        "INT32",
+        1,
+        f"from 1 to {MOST_ANSWERS}",
+        "answers to give, the one with the index i drawn with seed + i; the prompt is computed once",
+        _from_to(1, MOST_ANSWERS),
+    ),
     Parameter("seed", "UINT64", None, "0 or more", "same seed, same text; random if left out"),
     Parameter(
         "stop_words",
@@ -254,8 +263,9 @@ PARAMETERS = (
 
 OUTPUTS = (
     Output(
-        "text_output", "BYTES", (1,), "the text, or with `stream` what is new of it; never half a character"
+        "text_output", "BYTES", (-1,), "the text, or with `stream` what is new of it; never half a character"
     ),
+    Output("index", "INT32", (-1,), "of `n` answers, the one that this is, from 0"),
     Output(
         "output_ids",
         "INT32",
@@ -265,11 +275,11 @@ OUTPUTS = (
     Output(
         "finish_reason",
         "BYTES",
-        (1,),
+        (-1,),
         "empty until the last response, then `stop` (a token or text that ends it), `length`, `cancelled` or `timeout`",
     ),
     Output("num_input_tokens", "UINT32", (1,), "tokens of the prompt"),
-    Output("num_output_tokens", "UINT32", (1,), "new tokens so far"),
+    Output("num_output_tokens", "UINT32", (-1,), "new tokens so far"),
     Output(
         "output_log_probs",
         "FP32",

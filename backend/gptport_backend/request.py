@@ -70,6 +70,7 @@ class GenerationRequest:
     priority: int
     stream: bool
     exclude_input: bool
+    n: int
 
 
 def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
@@ -100,6 +101,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         priority=value["priority"],
         stream=value["stream"],
         exclude_input=value["exclude_input_in_output"],
+        n=value["n"],
     )
 
 

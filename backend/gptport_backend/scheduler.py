@@ -14,18 +14,27 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Sequence)
 
+# What a run of the graph costs at least, in tokens: it reads all weights, however few tokens it computes.
+LEAST_COST = 32
+
 
 @dataclass(frozen=True)
 class Prefill(Generic[S]):
     """Prompt tokens to compute now: of several sequences from their beginning, or the next `count` of one, from `start` on.
 
-    The sequences have the rows `first_row`, `first_row + 1`, …
+    The sequences have the rows `first_row`, `first_row + 1`, … With a `count` of 0 all but the last token of one is known,
+    which the next decode step computes.
     """
 
     first_row: int
     sequences: tuple[S, ...]
     start: int
     count: int  # of the longest sequence
+
+    @property
+    def cost(self) -> int:
+        """How many tokens the time that it takes is worth."""
+        return _cost(self.count * len(self.sequences))
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ class Scheduler(Generic[S]):
     The running ones occupy the rows 0 … n - 1: first those that are decoded, so that a decode step takes the
     rows without a gap, and behind them at most one whose long prompt is computed in chunks between the decode
     steps. A step computes at most `max_prefill_tokens` tokens of prompts, padding included, so that the
-    streams in flight go on.
+    streams in flight go on; the prefills of one step follow each other, so that a prompt may copy what the one before
+    has computed.
     """
 
     def __init__(
@@ -53,7 +63,8 @@ class Scheduler(Generic[S]):
         reusable: Callable[[S], int] = lambda _: 0,
         fits: Callable[[int, int], bool] = lambda _, __: True,
     ) -> None:
-        """`reusable` tells how many tokens of a sequence need not be computed: it is then admitted alone.
+        """`reusable` tells how many tokens of a sequence need not be computed, as others of `running` have them, admitted just
+        now or before, or have had them: it is then admitted alone.
 
         `fits` tells whether so many rows of so many tokens have a place in memory; one row always has.
         """
@@ -83,20 +94,25 @@ class Scheduler(Generic[S]):
         """Let `sequence` wait for its turn: behind those of its priority."""
         bisect.insort(self.waiting, sequence, key=lambda waiting: waiting.priority)
 
-    def next_prefill(self) -> Prefill[S] | None:
-        """The prompts to compute in this step; the sequences admitted for it are running from now on."""
-        reused = 0
-        if self._decoding_count() == len(self.running):
-            first_row = len(self.running)
-            reused = self._admit()
-        else:
-            first_row = len(self.running) - 1
+    def next_prefill(self, spent: int = 0) -> Prefill[S] | None:
+        """The prompts to compute now, in a step whose prefills so far cost `spent`; None for no more in this step.
+
+        The sequences admitted for it are running from now on.
+        """
+        budget = self._max_prefill_tokens - spent
+        first_row = self._decoding_count()
+        known = 0
+        if first_row == len(self.running):
+            known = self._admit(budget, whole=spent > 0)
+        elif spent:
+            return None
         sequences = tuple(self.running[first_row:])
         if not sequences:
             return None
-        start = sequences[0].computed or reused
+        start = sequences[0].computed or known
         longest = max(len(sequence.context) for sequence in sequences) - start
-        return Prefill(first_row, sequences, start, min(longest, self._max_prefill_tokens))
+        count = 0 if known and longest == 1 else min(longest, budget)
+        return Prefill(first_row, sequences, start, count)
 
     def next_to_give_up(self) -> S | None:
         """The sequence whose row is freed if memory is short: of the last priority the one that came last; never the only one."""
@@ -136,29 +152,37 @@ class Scheduler(Generic[S]):
             count -= 1
         return count
 
-    def _admit(self) -> int:
-        """Let those run that fit in a step together, in the order of their arrival, or one that is long or partly known.
+    def _admit(self, budget: int, *, whole: bool) -> int:
+        """Let those run that fit in `budget` together, in the order of their arrival, or one that is long or partly known.
 
-        The result is how many of that one's tokens are known.
+        With `whole`, also the first has to fit. The result is how many of that one's tokens are known.
         """
         admitted = longest = 0
-        while self.waiting and len(self.running) < self._max_slots:
-            longest = max(longest, len(self.waiting[0].context))
-            if admitted and (admitted + 1) * longest > self._max_prefill_tokens:
+        while self.waiting and self._has_place(self.waiting[0]):
+            length = len(self.waiting[0].context)
+            longest = max(longest, length)
+            if admitted and (admitted + 1) * longest > budget:
                 break
-            if self.running and not self._fits(
-                len(self.running) + 1, self._length(*self.running, self.waiting[0])
-            ):
+            known = self._reusable(self.waiting[0])
+            if known and admitted:
                 break
-            reused = self._reusable(self.waiting[0])
-            if reused and admitted:
+            if whole and _cost(length - known if known < length - 1 else 0) > budget:
                 break
             self.running.append(self.waiting.popleft())
             admitted += 1
-            if reused:
-                return reused
+            if known:
+                return known
         return 0
+
+    def _has_place(self, sequence: S) -> bool:
+        if len(self.running) == self._max_slots:
+            return False
+        return not self.running or self._fits(len(self.running) + 1, self._length(*self.running, sequence))
 
     def _length(self, *sequences: S) -> int:
         """Tokens of the longest row in the next step: of each its context, or what is computed, and one more."""
         return max((max(len(each.context), each.computed) for each in sequences), default=0) + 1
+
+
+def _cost(tokens: int) -> int:
+    return max(tokens, LEAST_COST) if tokens else 0

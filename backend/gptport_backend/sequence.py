@@ -21,13 +21,14 @@ class Piece:
     num_input_tokens: int
     num_output_tokens: int
     logprobs: tuple[Logprobs, ...] = ()  # of `token_ids`, if they were asked for
+    index: int = 0  # of the answer, if a request has several
 
 
 class Sink(Protocol):
-    """Where the answer of one request goes; a piece with a finish reason, or `fail`, is its end."""
+    """Where the answers to one request go; the `final` response, or `fail`, is its end."""
 
-    def send(self, piece: Piece) -> None:
-        """Pass one response on."""
+    def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
+        """Pass one response on: a piece of one answer, or several answers, each whole."""
 
     def fail(self, message: str) -> None:
         """End with an error of the server."""
@@ -63,8 +64,13 @@ class Sequence:
 
     @property
     def prefilled(self) -> bool:
-        """True once its context is in the cache: from then on it is decoded."""
-        return self.computed >= len(self.context)
+        """True once its context is in the cache, or all but its last token: from then on it is decoded."""
+        return self.computed >= len(self.context) - 1
+
+    @property
+    def last_token(self) -> int:
+        """The one to compute in the next decode step."""
+        return self.output[-1] if self.output else self.prompt[-1]
 
     def give_up_row(self) -> None:
         """Forget what is computed; it will be computed anew."""

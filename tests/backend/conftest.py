@@ -38,14 +38,17 @@ class Answer:
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
         self.error = ""
+        self.responses = 0
         self.cancelled = False
         self._ended = threading.Event()
         self._began = threading.Event()
 
-    def send(self, piece: Piece) -> None:
-        self.pieces.append(piece)
+    def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
+        assert not self._ended.is_set(), "something came after the end"
+        self.pieces += pieces
+        self.responses += 1
         self._began.set()
-        if piece.finish_reason:
+        if final:
             self._ended.set()
 
     def fail(self, message: str) -> None:
@@ -61,6 +64,12 @@ class Answer:
     def wait(self) -> Answer:
         assert self._ended.wait(30), "the request was not answered"
         return self
+
+    def of(self, index: int) -> Answer:
+        """One of several answers."""
+        one = Answer()
+        one.pieces = [piece for piece in self.pieces if piece.index == index]
+        return one
 
     @property
     def text(self) -> str:

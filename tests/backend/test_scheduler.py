@@ -73,6 +73,27 @@ def test_no_more_run_than_there_are_slots() -> None:
     assert prefill(scheduler) == [items[2]]
 
 
+def test_prompts_that_share_a_beginning_follow_each_other_within_a_step() -> None:
+    known: dict[int, int] = {}
+    scheduler: Scheduler[Sequence] = Scheduler(
+        max_slots=8, max_prefill_tokens=100, reusable=lambda item: known.get(id(item), 0)
+    )
+    first, same, alike, too_much = sequence(40), sequence(40), sequence(45), sequence(80)
+    known |= {id(same): 39, id(alike): 30, id(too_much): 30}
+    for item in (first, same, alike, too_much):
+        scheduler.add(item)
+    spent, steps = 0, []
+    while (step := scheduler.next_prefill(spent)) is not None:
+        for item in step.sequences:
+            item.computed = step.start + step.count
+        steps.append((step.sequences, step.start, step.count))
+        spent += step.cost
+    assert steps == [((first,), 0, 40), ((same,), 39, 0), ((alike,), 30, 15)]
+    assert spent == 40 + 32  # a run costs something, however short
+    assert scheduler.decoding == [first, same, alike]
+    assert prefill(scheduler) == [too_much]
+
+
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 10)), max_size=40))
 def test_rows_follow_the_moves_whatever_ends(events: list[tuple[int, int]]) -> None:
     """`rows` is what a cache would hold: it changes by prefills and moves only."""

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "messages",
     "chat_template_kwargs",
     "timeout",
+    "n",
     "stream",
     "exclude_input_in_output",
 }

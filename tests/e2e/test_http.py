@@ -43,6 +43,19 @@ def test_generate_stream(post, reference):
     assert events[-1]["finish_reason"] in ("stop", "length")
 
 
+def test_several_answers_in_one_response(post):
+    body = {"text_input": PROMPTS[1], "max_tokens": 12, "temperature": 1.0, "stop_words": ["e"]}
+    answer = json.loads(post("generate", {**body, "seed": 7, "n": 3}))
+    alone = [json.loads(post("generate", {**body, "seed": 7 + index})) for index in range(3)]
+    assert answer["index"] == [0, 1, 2]
+    for name in ("text_output", "finish_reason", "num_output_tokens"):
+        assert answer[name] == [each[name] for each in alone]
+    ids = [each["output_ids"] for each in alone]
+    assert answer["output_ids"] == [
+        token for each in ids for token in (each if isinstance(each, list) else [each])
+    ]
+
+
 def test_parameters_and_stop_words(post):
     body = {
         "text_input": "1, 2, 3, 4, 5,",

@@ -1,0 +1,42 @@
+"""The answers to one request on their way to its sink: in pieces as they come, or all in one response."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptport_backend.sequence import Piece, Sink
+
+
+class Answers:
+    """The last of `count` answers to end also ends the request; if one fails, all do."""
+
+    def __init__(self, sink: Sink, count: int, *, stream: bool) -> None:
+        self._sink = sink
+        self._stream = stream
+        self._running = count
+        self._failed = False
+        self._complete: list[Piece] = []
+
+    def send(self, piece: Piece) -> None:
+        """Pass a piece of one answer on; the one with a finish reason is its last."""
+        if piece.finish_reason:
+            self._running -= 1
+        if self._failed:
+            return
+        if self._stream:
+            self._sink.send((piece,), final=not self._running)
+            return
+        self._complete.append(piece)
+        if not self._running:
+            self._sink.send(tuple(sorted(self._complete, key=lambda each: each.index)), final=True)
+
+    def fail(self, message: str) -> None:
+        """End with an error of the server."""
+        if not self._failed:
+            self._failed = True
+            self._sink.fail(message)
+
+    def is_cancelled(self) -> bool:
+        """True once nobody waits for the answers anymore."""
+        return self._failed or self._sink.is_cancelled()
