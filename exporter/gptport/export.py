@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from . import calibration, triton_config, verify
+from . import calibration, genai, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
 from .allocator import return_large_blocks, use_huge_pages
@@ -112,16 +112,16 @@ def export(
                 hessians = calibration.hessians(checkpoint, tokenizer["tokenizer.json"], length, text)
         with steps.step("Tracing the graph"):
             built = graphs.build(checkpoint, precision, length, hessians)
+        manifest = _manifest(built.model, checkpoint, name, precision, length)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
         written = background.submit(
-            _write, built.model, tokenizer, folder, steps, jobs or os.cpu_count() or 1
+            _write, built.model, manifest, tokenizer, folder, steps, jobs or os.cpu_count() or 1
         )
         with steps.step("Running the checkpoint in torch"):
             expected = reference(checkpoint, tokenizer["tokenizer.json"], length, text)
         written.result()
         files = background.submit(_hash_and_sync, folder)
-        manifest = _manifest(built.model, checkpoint, name, precision, length)
         with steps.step("Comparing the graph with it"):
             parity = verify.verify(folder, manifest, expected, precision)
         with steps.step("Publishing"):
@@ -153,7 +153,9 @@ def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
     return wanted
 
 
-def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: Steps, jobs: int) -> None:
+def _write(
+    model: ir.Model, manifest: Manifest, tokenizer: dict[str, bytes], folder: Path, steps: Steps, jobs: int
+) -> None:
     sizes = [
         value.const_value.nbytes
         for value in model.graph.initializers.values()
@@ -177,6 +179,7 @@ def _write(model: ir.Model, tokenizer: dict[str, bytes], folder: Path, steps: St
                 max_in_flight_bytes=256 << 20,
                 alignment=4096,  # so that onnxruntime can map the weights instead of reading them
             )
+        genai.write(folder, manifest)
     except OSError as error:
         raise RepositoryError(
             f"writing {total:,} bytes beside the repository failed: {error}; nothing was changed"

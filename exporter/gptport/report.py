@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import genai
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -42,6 +44,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
     rows = {
         text: f"{result.folders[text]}  (text in, text out: backend gptport)",
         step: f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)",
+        "genai": _genai(manifest),
         "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
         "length": f"{manifest.max_length} tokens, {_cache_bytes(manifest):,} bytes of KV cache each{longer}",
         "traced": traced,
@@ -71,6 +74,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         "logits": f"of the {manifest.logits} position; largest difference to torch "
         f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
+        "genai": _genai(manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     }
     caches = {name for tensor in cache.tensors for name in (tensor.past, tensor.present)}
@@ -84,6 +88,12 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         for name, file in manifest.files.items()
     }
     return _table(rows)
+
+
+def _genai(manifest: Manifest) -> str:
+    if genai.CONFIG in manifest.files:
+        return f"{genai.CONFIG}, {genai.GRAPH}: onnxruntime-genai loads the folder, on the same weights"
+    return f"left out: {genai.obstacle(manifest) or 'exported by a gptport that did not write it'}"
 
 
 def _how(result: Exported) -> str:

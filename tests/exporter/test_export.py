@@ -69,6 +69,8 @@ def test_a_version_holds_the_graph_its_weights_the_tokenizer_and_the_manifest(ch
         WEIGHTS,
         f"{checkpoint.name}.pbtxt",
         f"{checkpoint.name}_step.pbtxt",
+        "genai.onnx",
+        "genai_config.json",
         "generation_config.json",
         "manifest.json",
         "tokenizer.json",
