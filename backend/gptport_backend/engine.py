@@ -136,7 +136,7 @@ class Engine:
         biased = (token for token, _ in request.sampling.logit_bias)
         check_token_ids("logit_bias_ids", biased, self._manifest.vocab_size)
         check_token_ids("stop_token_ids", request.stop_token_ids, self._manifest.vocab_size)
-        check_prompt_length(len(prompt), self._manifest.max_length, self._manifest.name)
+        check_prompt_length(len(prompt), request.max_tokens, self._manifest.max_length, self._manifest.name)
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
         answers = Answers(sink, request.n, stream=request.stream)
         return [
@@ -191,7 +191,7 @@ class Engine:
 
     def _drop_ended(self) -> None:
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._advance(generation, generation.check_time)
+            self._advance(generation, generation.check_end)
 
     def _make_room(self) -> None:
         """Let sequences wait again until the others can go on; what they had computed is computed anew, or copied."""
@@ -217,13 +217,19 @@ class Engine:
             self._tally.input_tokens += 1  # the last one, by the decode step that follows
             return
         tokens = [generation.context[prefill.start : end] for generation in prefill.sequences]
+        first = prefill.sequences[0]
         with self._tally.timed("prefill"):
-            logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
+            if first.chunk is None:
+                logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
+            else:
+                logits = self._runner.extend(self._cache, prefill.first_row, tokens[0], prefill.start)
         for generation, ids in zip(prefill.sequences, tokens, strict=True):
             generation.computed += len(ids)
             self._tally.input_tokens += len(ids)
-        if all(generation.computed == len(generation.context) for generation in prefill.sequences):
-            self._emit(prefill.sequences, logits)
+        if first.chunk is not None:
+            self._advance(first, partial(first.score_prompt, prefill.start, logits))
+        if first.computed == len(first.context) and first in self._scheduler.running:
+            self._emit(prefill.sequences, logits[-len(prefill.sequences) :])
 
     def _decode(self, generations: list[Generation]) -> None:
         used = [generation.computed for generation in self._scheduler.running]

@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptport_backend.grammar import Grammars
+from gptport_backend.likelihood import PromptScore
 from gptport_backend.processors import Forbidden
 from gptport_backend.sampling import Sampler
-from gptport_backend.sequence import FinishReason, Piece, Sequence
+from gptport_backend.sequence import FinishReason, Piece, ScoredPrompt, Sequence
 from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
     from gptport_backend.answers import Answers
     from gptport_backend.chat import Chat
     from gptport_backend.request import GenerationRequest
     from gptport_backend.reuse import Found
+
+
+SCORED_TOKENS = 64  # of a prompt in one step: logits of them are in memory together
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,10 @@ class Generation(Sequence):
         self.finish_reason: FinishReason = ""
         self.context_ids = np.array(self.context, np.int64)
         self.found: Found | None = None  # what is copied when it is admitted
+        top = None if index else request.prompt_logprobs  # once is enough
+        self._score = None if top is None else PromptScore(prompt, top)
+        self._score_sent = False
+        self.chunk = None if top is None else SCORED_TOKENS
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
         self.token_at = 0.0  # when the last token came
@@ -85,6 +96,14 @@ class Generation(Sequence):
         if not request.exclude_input:
             decoded = vocabulary.tokenizer.decode(list(prompt), skip_special_tokens=True)
             self._text = decoded if request.text is None else request.text
+
+    def score_prompt(self, start: int, logits: NDArray[Any]) -> None:
+        """Take the logits of each token from `start` on; may end the sequence, if nothing else was asked for."""
+        assert self._score is not None
+        self._score.add(start, logits)
+        if self._score.complete:
+            self.chunk = None
+        self.check_end()
 
     def accept(self, token: int) -> None:
         """Append the token that was sampled; sends a piece if there is one, and may end the sequence."""
@@ -100,12 +119,14 @@ class Generation(Sequence):
         elif self._stream and self._text:
             self._send()
 
-    def check_time(self) -> None:
-        """End the sequence if its time is over, or nobody waits for it anymore."""
+    def check_end(self) -> None:
+        """End the sequence if its time is over, nobody waits for it anymore, or no more than what is there was asked for."""
         if self.answers.is_cancelled():
             self.finish("cancelled")
         elif time.monotonic() >= self._deadline:
             self.finish("timeout")
+        elif not self.limit and self._score and self._score.complete:
+            self.finish("length")
 
     def give_up_row(self) -> None:
         super().give_up_row()
@@ -129,7 +150,15 @@ class Generation(Sequence):
             num_output_tokens=len(self.output),
             logprobs=tuple(self.sampler.logprobs[self._sent :]),
             index=self.index,
+            prompt=self._scored(),
         )
         self._sent = len(self.output)
         self._text = ""
         self.answers.send(piece)
+
+    def _scored(self) -> ScoredPrompt | None:
+        """The prompt's log-probabilities, once, when they are there."""
+        if self._score is None or self._score_sent or not self._score.complete:
+            return None
+        self._score_sent = True
+        return ScoredPrompt(self.prompt, tuple(self._score.logprobs))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMA_VERSION = 1
-ROLES = ("input_ids", "position_ids", "seqlens_k", "logits")
+ROLES = ("input_ids", "position_ids", "seqlens_k", "logits_offsets", "logits")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def _check_kind(document: Any, path: Path) -> None:
 
 
 def _parse(document: dict[str, Any]) -> Manifest:
-    tensors = (_tensor(item) for item in (*document["inputs"], *document["outputs"]))
+    listed = (*document["inputs"], *document["optional_inputs"], *document["outputs"])
+    tensors = (_tensor(item) for item in listed)
     return Manifest(
         name=str(document["name"]),
         graph=str(document["graph"]),

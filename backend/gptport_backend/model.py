@@ -25,7 +25,9 @@ from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 
 if TYPE_CHECKING:
-    from gptport_backend.sampling import Logprobs
+    from collections.abc import Sequence
+
+    from gptport_backend.likelihood import Logprobs
 
 SHARED_FILES = ("tokenizer.json", CONFIG_FILE, TEMPLATE_FILE, "generation_config.json")
 # Triton unloads a model when its requests are answered, so that nothing is left to wait for, unless the server has
@@ -158,6 +160,7 @@ def _response(pieces: tuple[Piece, ...]) -> Any:
     return pb_utils.InferenceResponse(
         [
             *_logprobs([each for piece in pieces for each in piece.logprobs]),
+            *_scored_prompt(pieces[0]),
             _bytes("text_output", [piece.text for piece in pieces]),
             pb_utils.Tensor("index", np.array([piece.index for piece in pieces], np.int32)),
             pb_utils.Tensor("output_ids", np.array(ids, np.int32)),
@@ -172,10 +175,23 @@ def _logprobs(logprobs: list[Logprobs]) -> list[Any]:
     """Nothing unless they were asked for."""
     if not logprobs:
         return []
+    return _tensors(logprobs, "output_log_probs", "top_log_prob_ids", "top_log_probs")
+
+
+def _scored_prompt(piece: Piece) -> list[Any]:
+    if piece.prompt is None:
+        return []
+    ids = pb_utils.Tensor("prompt_ids", np.array(piece.prompt.token_ids, np.int32))
+    names = ("prompt_log_probs", "prompt_top_log_prob_ids", "prompt_top_log_probs")
+    return [ids, *_tensors(piece.prompt.logprobs, *names)]
+
+
+def _tensors(logprobs: Sequence[Logprobs], chosen: str, top_ids: str, top: str) -> list[Any]:
+    shape = (len(logprobs), len(logprobs[0].top) if logprobs else 0)
     return [
-        pb_utils.Tensor("output_log_probs", np.array([each.token for each in logprobs], np.float32)),
-        pb_utils.Tensor("top_log_prob_ids", np.array([each.top_ids for each in logprobs], np.int32)),
-        pb_utils.Tensor("top_log_probs", np.array([each.top for each in logprobs], np.float32)),
+        pb_utils.Tensor(chosen, np.array([each.token for each in logprobs], np.float32)),
+        pb_utils.Tensor(top_ids, np.array([each.top_ids for each in logprobs], np.int32).reshape(shape)),
+        pb_utils.Tensor(top, np.array([each.top for each in logprobs], np.float32).reshape(shape)),
     ]
 
 

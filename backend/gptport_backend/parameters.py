@@ -89,9 +89,9 @@ PARAMETERS = (
         "max_tokens",
         "INT32",
         256,
-        "1 or more",
+        "1 or more, or 0 with prompt_logprobs",
         "most new tokens; generation also ends where the sequence reaches the model's length",
-        _at_least(1),
+        _at_least(0),
     ),
     Parameter(
         "temperature", "FP32", 0.0, "a finite number, 0 (greedy) or more", "more is more random", _at_least(0)
@@ -255,6 +255,14 @@ PARAMETERS = (
         "return the logarithm of each new token's probability, and of the n likeliest at its place",
         _from_to(0, 20),
     ),
+    Parameter(
+        "prompt_logprobs",
+        "INT32",
+        None,
+        "from 0 to 20",
+        "return the log-probabilities of the prompt's tokens but the first, and the n likeliest in the place of each",
+        _from_to(0, 20),
+    ),
     Parameter("stream", "BOOL", False, "true or false", "a response for each piece of text, not one for all"),
     Parameter(
         "exclude_input_in_output", "BOOL", True, "true or false", "false: the text begins with the prompt"
@@ -293,6 +301,17 @@ OUTPUTS = (
         "with `logprobs`: the likeliest tokens in the place of each of `output_ids`",
     ),
     Output("top_log_probs", "FP32", (-1, -1), "with `logprobs`: theirs"),
+    Output(
+        "prompt_ids",
+        "INT32",
+        (-1,),
+        "with `prompt_logprobs`, as the next three, in the first response: the n tokens of the prompt",
+    ),
+    Output("prompt_log_probs", "FP32", (-1,), "n - 1 numbers: of the second token and those behind it"),
+    Output(
+        "prompt_top_log_prob_ids", "INT32", (-1, -1), "[n - 1, k]: the likeliest tokens in the place of each"
+    ),
+    Output("prompt_top_log_probs", "FP32", (-1, -1), "[n - 1, k]: theirs"),
 )
 
 

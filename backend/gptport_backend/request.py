@@ -71,6 +71,7 @@ class GenerationRequest:
     stream: bool
     exclude_input: bool
     n: int
+    prompt_logprobs: int | None
 
 
 def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
@@ -85,6 +86,10 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         raise RequestError(f"the request has {found}; send exactly one of {', '.join(PROMPTS)}")
     if value["chat_template_kwargs"] is not None and value["messages"] is None:
         raise RequestError("chat_template_kwargs is there without messages; leave it out, or send messages")
+    if value["max_tokens"] == 0 and value["prompt_logprobs"] is None:
+        raise RequestError("max_tokens is 0; it must be 1 or more, unless prompt_logprobs is there")
+    if value["max_tokens"] == 0 and value["n"] > 1:
+        raise RequestError(f"n is {value['n']}; with max_tokens 0 it must be 1")
     return GenerationRequest(
         text=value["text_input"],
         token_ids=value["input_ids"],
@@ -102,6 +107,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         stream=value["stream"],
         exclude_input=value["exclude_input_in_output"],
         n=value["n"],
+        prompt_logprobs=value["prompt_logprobs"],
     )
 
 
@@ -162,12 +168,14 @@ def check_prompt_characters(text: str, max_length: int, longest_token: int, mode
         )
 
 
-def check_prompt_length(tokens: int, max_length: int, model: str) -> None:
-    """RequestError if a prompt of `tokens` leaves no room for a new token."""
-    if tokens >= max_length:
+def check_prompt_length(tokens: int, max_tokens: int, max_length: int, model: str) -> None:
+    """RequestError if a prompt of `tokens` is too long, or leaves no room for the new token that it needs."""
+    most = max_length - min(max_tokens, 1)
+    if tokens > most:
+        why = f", one less than its length of {max_length}" if max_tokens else ""
         raise RequestError(
-            f"the prompt has {tokens} tokens; {model} takes at most {max_length - 1}, one less than its "
-            f"length of {max_length}: shorten the prompt, or export the model with a larger --max-length"
+            f"the prompt has {tokens} tokens; {model} takes at most {most}{why}: "
+            "shorten the prompt, or export the model with a larger --max-length"
         )
 
 

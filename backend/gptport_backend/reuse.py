@@ -34,6 +34,8 @@ class Reuse:
 
         What was admitted in the same step and is not computed yet counts too: it will be, before `fill` is called.
         """
+        if generation.chunk is not None:  # something is wanted of each of its tokens
+            return 0
         wanted = generation.context_ids[:-1]
         found = [Found(other, _shared(generation, other)) for other in running]
         if kept := self._prefixes.find(wanted):

@@ -56,17 +56,30 @@ class Runner:
         `start` tokens are in the cache already; unless it is 0, there may be only one row.
         The result is valid until the next call.
         """
+        binding = self._session.io_binding()
+        self._bind_cache(binding, cache, first_row, len(tokens))
+        return self._run(binding, *self._chunk(tokens, start), self._logits[: len(tokens)])
+
+    def extend(self, cache: KVCache, row: int, tokens: Sequence[int], start: int) -> NDArray[Any]:
+        """Compute `tokens` of one row, behind the `start` tokens there; returns logits of each, `[tokens, vocab]`."""
+        binding = self._session.io_binding()
+        self._bind_cache(binding, cache, row, 1)
+        offsets = onnxruntime.OrtValue.ortvalue_from_numpy(np.arange(len(tokens) - 1, -1, -1, np.int64))
+        binding.bind_ortvalue_input(self._manifest.roles["logits_offsets"], offsets)
+        logits = np.empty((len(tokens), *self._logits.shape[1:]), self._logits.dtype)
+        return self._run(binding, *self._chunk([tokens], start), logits)
+
+    def _chunk(
+        self, tokens: Sequence[Sequence[int]], start: int
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """The ids, right-padded, their positions, and the last position of each row."""
         rows, longest = len(tokens), max(map(len, tokens))
         token_ids = np.zeros((rows, longest), self._token_ids.dtype)
         for row, ids in enumerate(tokens):
             token_ids[row, : len(ids)] = ids
-        positions = np.arange(start, start + longest, dtype=self._positions.dtype)[np.newaxis].repeat(
-            rows, axis=0
-        )
+        positions = np.arange(start, start + longest, dtype=self._positions.dtype)[np.newaxis]
         last = np.array([start + len(ids) - 1 for ids in tokens], self._last.dtype)
-        binding = self._session.io_binding()
-        self._bind_cache(binding, cache, first_row, rows)
-        return self._run(binding, token_ids, positions, last)
+        return token_ids, positions.repeat(rows, axis=0), last
 
     def decode(self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[Any]:
         """Compute a token for each row, behind the `lengths` tokens there; returns logits `[rows, vocab]`.
@@ -82,6 +95,7 @@ class Runner:
             self._token_ids[:rows],
             self._positions[:rows],
             self._last[:rows],
+            self._logits[:rows],
         )
 
     def _decode_binding(self, cache: KVCache, rows: int) -> onnxruntime.IOBinding:
@@ -114,6 +128,7 @@ class Runner:
         token_ids: NDArray[Any],
         positions: NDArray[Any],
         last: NDArray[Any],
+        logits: NDArray[Any],
     ) -> NDArray[Any]:
         # Bound anew for every run, which costs microseconds: onnxruntime copies host inputs to another device
         # when they are bound, not when the graph runs.
@@ -121,7 +136,6 @@ class Runner:
         _bind_host(binding.bind_input, roles["input_ids"], token_ids)
         _bind_host(binding.bind_input, roles["position_ids"], positions)
         _bind_host(binding.bind_input, roles["seqlens_k"], last)
-        logits = self._logits[: len(last)]
         _bind_host(binding.bind_output, roles["logits"], logits)
         self._session.run_with_iobinding(binding)
         return logits
@@ -152,8 +166,9 @@ def _session(graph: Path, options: RunnerOptions) -> onnxruntime.InferenceSessio
 
 def _check_graph(manifest: Manifest, session: onnxruntime.InferenceSession) -> None:
     """The graph's inputs must be those of the manifest, or a run would fail later with less to read."""
-    found = {item.name for item in session.get_inputs()}
-    expected = {manifest.roles[role] for role in ("input_ids", "position_ids", "seqlens_k")}
+    found = {item.name for item in (*session.get_inputs(), *session.get_overridable_initializers())}
+    inputs = ("input_ids", "position_ids", "seqlens_k", "logits_offsets")
+    expected = {manifest.roles[role] for role in inputs}
     expected.update(tensor.past for tensor in manifest.cache.tensors)
     if found != expected:
         different = ", ".join(sorted(found ^ expected))

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gptport_backend.likelihood import Logprobs, in_order, likeliest
 from gptport_backend.processors import ALLOW_ALL, Forbidden, History, Logits, steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gptport_backend.grammar import Constraint
-    from gptport_backend.request import SamplingParameters
+    from numpy.typing import NDArray
 
-TokenArray: TypeAlias = NDArray[np.int64]
+    from gptport_backend.grammar import Constraint
+    from gptport_backend.likelihood import TokenArray
+    from gptport_backend.request import SamplingParameters
 
 # Sorting a whole vocabulary costs milliseconds. Instead the tokens are counted into buckets by their scaled logit, and
 # only the bucket in which a cumulative probability is reached is sorted.
 BUCKETS_PER_UNIT = 16
 BUCKETS = 32 * BUCKETS_PER_UNIT
-NEAR = 6.0  # below the largest logit, where the likeliest few are looked for first
-
-
-@dataclass(frozen=True)
-class Logprobs:
-    """Of one token, the natural logarithm of its probability, and the likeliest tokens with theirs."""
-
-    token: float
-    top_ids: tuple[int, ...]
-    top: tuple[float, ...]
 
 
 class Sampler:
@@ -49,7 +39,7 @@ class Sampler:
         self._history = History(prompt)
         self._steps = steps(parameters, forbidden, self._history)
         self._constraint = constraint
-        self._raw: NDArray[np.float64] | None = None
+        self._raw: Logits | None = None  # of the next token, before they were adjusted
         self.logprobs: list[Logprobs] = []  # one for each token, if they were asked for
 
     @property
@@ -58,9 +48,9 @@ class Sampler:
         return self._parameters.temperature == 0
 
     def adjust(self, logits: Logits) -> None:
-        """Take the logarithms of the probabilities, then change `logits [vocab]` in place as the request asks for."""
+        """Change `logits [vocab]` in place as the request asks for."""
         if self._parameters.logprobs is not None:
-            self._raw = _log_softmax(logits)
+            self._raw = logits.copy()
         for step in self._steps:
             step(logits)
         if self._constraint is not None:
@@ -86,10 +76,7 @@ class Sampler:
         if self._constraint is not None:
             self._constraint.append(token)
         if self._raw is not None:
-            top = likeliest(self._raw, self._parameters.logprobs or 0)
-            self.logprobs.append(
-                Logprobs(float(self._raw[token]), tuple(top.tolist()), tuple(self._raw[top].tolist()))
-            )
+            self.logprobs.append(Logprobs.of(self._raw, token, self._parameters.logprobs or 0))
 
 
 def sample(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
@@ -144,24 +131,6 @@ class Buckets:
         return order, before + self._weights[order].cumsum(dtype=np.float64) / self.total
 
 
-def likeliest(values: NDArray[np.floating[Any]], count: int) -> TokenArray:
-    """The ids of the `count` largest values, largest first, the lower id first among equals."""
-    if not count:
-        return np.empty(0, np.int64)
-    candidates = np.flatnonzero(values >= values.max() - NEAR)
-    if candidates.size < count:
-        candidates = np.arange(values.size)
-    if candidates.size > count:
-        least = np.partition(values[candidates], -count)[-count]
-        candidates = candidates[values[candidates] >= least]
-    return _sorted(values, candidates)[:count]
-
-
-def _sorted(values: NDArray[np.floating[Any]], ids: TokenArray) -> TokenArray:
-    """Ascending `ids` in the order of their values, largest first; the sort is stable, so the lower id stays first."""
-    return ids[np.argsort(-values[ids], kind="stable")]
-
-
 def _draw(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
     """The token at `u` of those that the parameters keep."""
     if parameters.top_k:
@@ -170,7 +139,7 @@ def _draw(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
     buckets = Buckets(scaled)
     if parameters.min_p == 0 and parameters.typical_p == 1:
         return buckets.token_at(u * buckets.reach(parameters.top_p))
-    order = _sorted(scaled, buckets.at_least(parameters.min_p))
+    order = in_order(scaled, buckets.at_least(parameters.min_p))
     total = None if order.size == scaled.size else buckets.total
     return int(order[_choose(_weights(scaled, order), total, parameters, u)])
 
@@ -207,9 +176,3 @@ def _typical(weights: NDArray[np.float64], typical_p: float) -> TokenArray:
     order = np.argsort(np.abs(surprise - entropy), kind="stable")
     reached = int(np.searchsorted(np.cumsum(probabilities[order]), typical_p)) + 1
     return np.sort(order[:reached])
-
-
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    logarithms: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
-    return logarithms

@@ -111,7 +111,8 @@ class Scheduler(Generic[S]):
             return None
         start = sequences[0].computed or known
         longest = max(len(sequence.context) for sequence in sequences) - start
-        count = 0 if known and longest == 1 else min(longest, budget)
+        most = min(budget, sequences[0].chunk or budget)
+        count = 0 if known and longest == 1 else min(longest, most)
         return Prefill(first_row, sequences, start, count)
 
     def next_to_give_up(self) -> S | None:
@@ -153,7 +154,7 @@ class Scheduler(Generic[S]):
         return count
 
     def _admit(self, budget: int, *, whole: bool) -> int:
-        """Let those run that fit in `budget` together, in the order of their arrival, or one that is long or partly known.
+        """Let those run that fit in `budget` together, in the order of their arrival, or one: long, in chunks or partly known.
 
         With `whole`, also the first has to fit. The result is how many of that one's tokens are known.
         """
@@ -164,13 +165,14 @@ class Scheduler(Generic[S]):
             if admitted and (admitted + 1) * longest > budget:
                 break
             known = self._reusable(self.waiting[0])
-            if known and admitted:
+            alone = known or self.waiting[0].chunk
+            if alone and admitted:
                 break
             if whole and _cost(length - known if known < length - 1 else 0) > budget:
                 break
             self.running.append(self.waiting.popleft())
             admitted += 1
-            if known:
+            if alone:
                 return known
         return 0
 

@@ -6,9 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from gptport_backend.sampling import Logprobs
+    from gptport_backend.likelihood import Logprobs
 
 FinishReason = Literal["", "stop", "length", "cancelled", "timeout"]
+
+
+@dataclass(frozen=True)
+class ScoredPrompt:
+    """A prompt's tokens, and how likely each but the first was."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...]
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Piece:
     num_output_tokens: int
     logprobs: tuple[Logprobs, ...] = ()  # of `token_ids`, if they were asked for
     index: int = 0  # of the answer, if a request has several
+    prompt: ScoredPrompt | None = None  # in the first piece of the first answer, if it was asked for
 
 
 class Sink(Protocol):
@@ -44,6 +53,7 @@ class Sequence:
     Attributes:
         context: what is computed before it is decoded: the prompt, or all tokens so far if it had to give its row up.
         computed: how many tokens have their keys and values in the cache.
+        chunk: the most tokens of its context that a step computes, alone then; None if it goes with others.
     """
 
     prompt: tuple[int, ...]
@@ -53,6 +63,7 @@ class Sequence:
     output: list[int] = field(default_factory=list)
     computed: int = 0
     context: tuple[int, ...] = ()
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         self.context = self.prompt

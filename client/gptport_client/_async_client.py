@@ -12,6 +12,7 @@ from gptport_client._many import Items, Outcome, check_many, many_async
 from gptport_client._model import ModelConfig, ModelInfo, check_model_name
 from gptport_client._progress import Progress
 from gptport_client._retry import Retry
+from gptport_client._score import asked_score
 from gptport_client._session import AsyncSession
 from gptport_client._stream import AsyncStream
 
@@ -178,9 +179,11 @@ class AsyncClient:
         """See `Client.token_texts`."""
         return await run_async(self._core.token_texts(token_ids))
 
-    async def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
+    async def score(
+        self, text: Prompt, *, top: int = 0, loop: Loop = "server", timeout: float | None = None
+    ) -> Score:
         """See `Client.score`."""
-        return await run_async(self._core.score(text, timeout))
+        return asked_score(await _result(self._core.score(text, top, loop, timeout)))
 
     def session(self) -> AsyncSession:
         """See `Client.session`."""

@@ -94,7 +94,7 @@ class BeamSearch:
         deadline: Deadline,
         request_id: str,
     ) -> None:
-        check_prompt_ids(prompt, model)
+        check_prompt_ids(prompt, options.max_tokens, model)
         self._model = model
         self._prompt = prompt
         self._options = options

@@ -13,6 +13,7 @@ from gptport_client._many import Outcome, Request, check_many, many
 from gptport_client._model import ModelConfig, ModelInfo, check_model_name
 from gptport_client._progress import Progress
 from gptport_client._retry import Retry
+from gptport_client._score import asked_score
 from gptport_client._session import Session
 from gptport_client._stream import Stream
 
@@ -233,12 +234,18 @@ class Client:
         """Each token alone as text, special ones too; half a character is U+FFFD."""
         return run(self._core.token_texts(token_ids))
 
-    def score(self, text: Prompt, *, timeout: float | None = None) -> Score:
+    def score(
+        self, text: Prompt, *, top: int = 0, loop: Loop = "server", timeout: float | None = None
+    ) -> Score:
         """How likely a text is: the log-probability of each token, given those before it.
 
-        It is computed with the step model, a request a token; the text is one or its token ids, at least two.
+        Args:
+            text: a text, or the ids of its tokens, at least two.
+            top: give the likeliest tokens in the place of each too, so many, 0 to 20.
+            loop: `server` asks the text model, in one request; `client` the step model, a request a token.
+            timeout: as for `generate`.
         """
-        return run(self._core.score(text, timeout))
+        return asked_score(_result(self._core.score(text, top, loop, timeout)))
 
     def session(self) -> Session:
         """A sequence of tokens on the step model, for a loop of your own. Nothing is sent yet."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gptport_client._errors import Cancelled, ProtocolError
-from gptport_client._generation import Generation
+from gptport_client._generation import Generation, token_logprob
+from gptport_client._score import Score
 from gptport_client._sequence import StepSequence
 
 if TYPE_CHECKING:
@@ -60,6 +62,12 @@ class ClientAnswer:
         generation = Generation(ids, self._params, self._processors, config, tokenizer)
         sequence = StepSequence(self._model.transport, config, self.request_id)
         try:
+            if self._params.prompt_logprobs is not None:
+                generation.score = yield from self._score(sequence, ids, self._params.prompt_logprobs)
+                generation.pending = ids[-1:]
+            if self._params.max_tokens == 0:
+                yield generation.end_unanswered()
+                return
             logits = yield from self._append(sequence, generation)
             while True:
                 chunk = generation.accept(logits)
@@ -73,7 +81,20 @@ class ClientAnswer:
         if chunk is not None:
             yield chunk
 
+    def _score(self, sequence: StepSequence, ids: tuple[int, ...], top: int) -> Flow[Score]:
+        """How likely each of `ids` is; all but the last are appended, a request for each."""
+        found = []
+        for place, (token, following) in enumerate(pairwise(ids), 2):
+            self._check_cancelled()
+            end = self._params.max_tokens == 0 and place == len(ids)
+            logits = yield from sequence.append((token,), self._deadline, end=end)
+            found.append(token_logprob(logits, following, top))
+        return Score(ids, tuple(each.logprob for each in found), tuple(each.top for each in found))
+
     def _append(self, sequence: StepSequence, generation: Generation) -> Flow[Logits]:
+        self._check_cancelled()
+        return (yield from sequence.append(generation.pending, self._deadline, end=generation.last))
+
+    def _check_cancelled(self) -> None:
         if self._cancelled:
             raise Cancelled("the stream was closed", self.request_id)
-        return (yield from sequence.append(generation.pending, self._deadline, end=generation.last))

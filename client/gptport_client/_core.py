@@ -6,7 +6,6 @@ import math
 import uuid
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gptport_client._beam_search import Beam, BeamOptions, BeamSearch
@@ -17,12 +16,9 @@ from gptport_client._errors import DeadlineExceeded, GptportError, InvalidReques
 from gptport_client._many import Item, Request
 from gptport_client._metrics import Metrics, read_metrics
 from gptport_client._model import ModelConfig, ModelInfo, step_model
-from gptport_client._params import SamplingParams, check_text, check_timeout, sampling_params
+from gptport_client._params import SamplingParams, check_integer, check_text, check_timeout, sampling_params
 from gptport_client._processors import Processor, check_processors
 from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
-from gptport_client._sampling import log_softmax
-from gptport_client._score import Score
-from gptport_client._sequence import StepSequence
 from gptport_client._served import ASK_TIMEOUT, ServedModel
 from gptport_client._server_loop import ServerAnswer
 from gptport_client._session import SessionFlows
@@ -151,11 +147,11 @@ class Core:
         check_timeout(timeout)
         return self._beam_search(checked, options, callables, Deadline(timeout), _request_id())
 
-    def score(self, text: Prompt, timeout: float | None) -> Flow[Score]:
-        """How likely a text is."""
-        checked = check_prompt(text)
-        check_timeout(timeout)
-        return self._score(checked, Deadline(timeout), _request_id())
+    def score(self, text: Prompt, top: int, loop: Loop, timeout: float | None) -> Answer:
+        """The answer that has nothing but the score of a text."""
+        check_integer("top", top, 0, 20)
+        params = SamplingParams(max_tokens=0, prompt_logprobs=top)
+        return self.generate(text, Asked.checked(params, {}, timeout, loop))
 
     def wait_until_ready(self, timeout: float | None, loop: Loop) -> Flow[None]:
         """Return once the server takes requests for the model that `loop` uses."""
@@ -212,25 +208,6 @@ class Core:
             )
             for each in found
         )
-
-    def _score(self, text: str | tuple[int, ...], deadline: Deadline, request_id: str) -> Flow[Score]:
-        config = yield from self._model.step_config(deadline, request_id)
-        tokenizer = yield from self._tokenizers.get(config, deadline, request_id)
-        ids = tokenizer.encode(text) if isinstance(text, str) else text
-        if not 2 <= len(ids) <= config.max_length:
-            raise InvalidRequest(
-                f"the text has {len(ids)} tokens; give one of 2 to {config.max_length}", request_id
-            )
-        sequence = StepSequence(self.transport, config, request_id)
-        logprobs: list[float] = []
-        try:
-            for token, following in pairwise(ids):
-                end = len(logprobs) + 2 == len(ids)
-                logits = yield from sequence.append((token,), deadline, end=end)
-                logprobs.append(float(log_softmax(logits)[following]))
-        finally:
-            sequence.end()
-        return Score(ids, tuple(logprobs))
 
     def _wait_until_ready(self, model: str, timeout: float | None) -> Flow[None]:
         deadline, last = Deadline(timeout), "no answer yet"

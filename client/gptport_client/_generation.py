@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gptport_client._params import SamplingParams
     from gptport_client._processors import Processor
     from gptport_client._sampling import Logits
+    from gptport_client._score import Score
     from gptport_client._tokenizer import Tokenizer
 
 
@@ -30,6 +31,7 @@ class Generation:
     Attributes:
         pending: the tokens to append to the sequence next: the prompt, then each new token.
         finished: whether the last chunk was made.
+        score: of the prompt, for the next chunk, if there is one.
 
     Raises:
         InvalidRequest: the prompt is too long for the model, or has ids that the model does not know.
@@ -43,7 +45,8 @@ class Generation:
         model: ModelConfig,
         tokenizer: Tokenizer,
     ) -> None:
-        check_prompt_ids(prompt, model)
+        check_prompt_ids(prompt, params.max_tokens, model)
+        self.score: Score | None = None
         self.pending = prompt
         self.finished = False
         self._ids = list(prompt)
@@ -71,7 +74,7 @@ class Generation:
         token = self._sampler.draw(self._adjuster.adjust(processed))
         self._adjuster.append(token)
         if self._top is not None:
-            self._logprobs.append(_logprob(logits, token, self._top))
+            self._logprobs.append(token_logprob(logits, token, self._top))
         self.pending = (token,)
         self._ids.append(token)
         self._tokens += 1
@@ -83,6 +86,10 @@ class Generation:
             return self._finish(text, "length")
         return self._chunk(text) if text else None
 
+    def end_unanswered(self) -> Chunk:
+        """The only chunk, where no token was asked for."""
+        return self._finish("", "length")
+
     def _finish(self, text: str, reason: FinishReason) -> Chunk:
         if not self._stop.stopped:
             text += self._stop.push(self._detokenizer.flush())
@@ -93,24 +100,28 @@ class Generation:
     def _chunk(self, text: str, reason: FinishReason | None = None) -> Chunk:
         ids, self._unsent = tuple(self._unsent), []
         logprobs, self._logprobs = tuple(self._logprobs), []
+        score, self.score = self.score, None
         usage = Usage(self._prompt_tokens, self._tokens) if reason else None
-        return Chunk(text, ids, reason, usage, logprobs)
+        return Chunk(text, ids, reason, usage, logprobs, score)
 
 
-def _logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
+def token_logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
+    """How likely `token` is by `logits [vocab]`, and the `top` likeliest."""
     found = log_softmax(logits)
-    best = likeliest(found, top).tolist()[:top]
+    best = likeliest(found, top).tolist()
     return TokenLogprob(token, float(found[token]), tuple((each, float(found[each])) for each in best))
 
 
-def check_prompt_ids(prompt: tuple[int, ...], model: ModelConfig) -> None:
-    """Raise InvalidRequest unless `prompt` fits into the model and has only ids that it knows."""
+def check_prompt_ids(prompt: tuple[int, ...], max_tokens: int, model: ModelConfig) -> None:
+    """Raise InvalidRequest unless `prompt`, and a token behind it, fits into the model and has only ids that it knows."""
     if not prompt:
         raise InvalidRequest("prompt has no tokens after tokenizing; give a longer text")
-    if len(prompt) >= model.max_length:
+    most = model.max_length - min(max_tokens, 1)
+    if len(prompt) > most:
+        why = f", one less than its length of {model.max_length}" if max_tokens else ""
         raise InvalidRequest(
-            f"prompt has {len(prompt)} tokens; {model.name} takes at most {model.max_length - 1}, one less "
-            f"than its length of {model.max_length}: shorten it, or export with a larger --max-length"
+            f"prompt has {len(prompt)} tokens; {model.name} takes at most {most}{why}: "
+            "shorten it, or export with a larger --max-length"
         )
     if max(prompt) >= model.vocab_size:
         raise InvalidRequest(

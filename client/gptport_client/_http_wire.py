@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
-from gptport_client._wire import LOGPROB_OUTPUTS, NUMPY_TYPES, OUTPUT_DATATYPES, InferRequest, InferResponse
+from gptport_client._wire import NUMPY_TYPES, OPTIONAL_OUTPUTS, OUTPUT_DATATYPES, InferRequest, InferResponse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +91,7 @@ def read_event(event: Mapping[str, Any]) -> InferResponse:
     """
     response = service_pb2.ModelInferResponse()
     for name, datatype in OUTPUT_DATATYPES.items():
-        if name in LOGPROB_OUTPUTS and name not in event:
+        if name in OPTIONAL_OUTPUTS and name not in event:
             continue
         value = event.get(name, [])  # Triton leaves out what is empty
         values = value if isinstance(value, list) else [value]

@@ -26,7 +26,8 @@ class SamplingParams:
     Numbers that are not whole are float32 on the wire.
 
     Attributes:
-        max_tokens: most new tokens, 1 to 2³¹-1; generation also ends where the model's length is reached.
+        max_tokens: most new tokens, 1 to 2³¹-1, or 0 with prompt_logprobs; generation also ends where the model's length is
+            reached.
         temperature: 0 takes the likeliest token; higher is more random.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the fewest likeliest tokens whose probability reaches this, 0 … 1.
@@ -43,6 +44,7 @@ class SamplingParams:
         min_tokens: neither an end-of-text token nor one of stop_token_ids comes before so many new tokens.
         ignore_eos: an end-of-text token does not end the answer.
         logprobs: give the log-probability of each new token, and of the n likeliest at its place, 0 to 20.
+        prompt_logprobs: give the log-probabilities of the prompt's tokens, and of the n likeliest in the place of each, 0 to 20.
         priority: of the requests that wait on the server, the one with the smallest runs first.
         json_schema: the answer is JSON of this schema, a dict or its text. This and the next three are for the server's loop.
         regex: the whole answer matches this regular expression.
@@ -70,6 +72,7 @@ class SamplingParams:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     priority: int = 0
     json_schema: str | Mapping[str, Any] | None = None
     regex: str | None = None
@@ -81,6 +84,8 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 check_integer(name, value, low, high)
+        if self.max_tokens == 0 and self.prompt_logprobs is None:
+            raise InvalidRequest("max_tokens is 0; give an integer from 1 to 2147483647, or prompt_logprobs")
         for name, (lowest, highest) in _NUMBERS.items():
             check_number(name, getattr(self, name), lowest, highest)
         for name in ("repetition_penalty", "typical_p"):
@@ -135,14 +140,15 @@ class SamplingParams:
 
 
 _INTEGERS = {
-    "max_tokens": (1, INT32_MAX),
+    "max_tokens": (0, INT32_MAX),
     "top_k": (0, INT32_MAX),
     "seed": (0, UINT64_MAX),
     "min_tokens": (0, INT32_MAX),
     "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
     "priority": (-INT32_MAX - 1, INT32_MAX),
 }
-_OPTIONAL = ("seed", "logprobs")
+_OPTIONAL = ("seed", "logprobs", "prompt_logprobs")
 _NUMBERS = {
     "temperature": (0.0, FLOAT32_MAX),
     "top_p": (0.0, 1.0),
@@ -174,6 +180,7 @@ class SamplingOptions(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     logprobs: int | None
+    prompt_logprobs: int | None
     priority: int
     json_schema: str | Mapping[str, Any] | None
     regex: str | None

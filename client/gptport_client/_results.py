@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast, get_args
 
 from gptport_client._errors import ProtocolError
+
+if TYPE_CHECKING:
+    from gptport_client._score import Score
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "timeout"]
 
@@ -75,6 +78,7 @@ class Chunk:
             (max_tokens or the model's length), `cancelled` or `timeout` (by the server).
         usage: the token counts, on the last chunk only.
         logprobs: of `token_ids`, if they were asked for.
+        prompt_score: how likely the prompt was, if that was asked for, in the first chunk only.
     """
 
     text: str
@@ -82,6 +86,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_score: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Result:
         timings: seconds to the first piece and in total.
         request_id: what the server's log calls the request.
         logprobs: of `token_ids`, if they were asked for.
+        prompt_score: how likely the prompt was, if that was asked for.
     """
 
     text: str
@@ -105,3 +111,4 @@ class Result:
     timings: Timings
     request_id: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_score: Score | None = None

@@ -117,8 +117,8 @@ def _at(cumulative: NDArray[np.float64], u: float) -> int:
 
 def likeliest(scaled: NDArray[np.floating[Any]], count: int) -> NDArray[np.int64]:
     """The ids of the `count` largest values, largest first, the lower id first among equals."""
-    if count >= scaled.size:
-        return np.argsort(-scaled, kind="stable")
+    if not 0 < count < scaled.size:
+        return np.argsort(-scaled, kind="stable")[:count]
     threshold = np.partition(scaled, scaled.size - count)[scaled.size - count]
     candidates = np.flatnonzero(
         scaled >= threshold

@@ -63,7 +63,7 @@ class ServerAnswer:
                 yield from self._drain()
                 yield chunk
                 return
-            if chunk is not None and (chunk.text or chunk.token_ids):
+            if chunk is not None and (chunk.text or chunk.token_ids or chunk.prompt_score):
                 yield chunk
             if final:
                 break

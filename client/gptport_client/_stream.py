@@ -64,6 +64,7 @@ class Gathered:
             timings=self._timings(),
             request_id=self._request_id,
             logprobs=tuple(each for chunk in self._chunks for each in chunk.logprobs),
+            prompt_score=next((chunk.prompt_score for chunk in self._chunks if chunk.prompt_score), None),
         )
 
     def _timings(self) -> Timings:

@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
 from gptport_client._results import Chunk, TokenLogprob, Usage, finish_reason
+from gptport_client._score import Score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,6 +44,7 @@ PARAMETER_TENSORS = {
     "min_tokens": (("min_tokens", "INT32"),),
     "ignore_eos": (("ignore_eos", "BOOL"),),
     "logprobs": (("logprobs", "INT32"),),
+    "prompt_logprobs": (("prompt_logprobs", "INT32"),),
     "priority": (("priority", "INT32"),),
     "json_schema": (("json_schema", "BYTES"),),
     "regex": (("regex", "BYTES"),),
@@ -60,8 +62,14 @@ OUTPUT_DATATYPES = {
     "output_log_probs": "FP32",
     "top_log_prob_ids": "INT32",
     "top_log_probs": "FP32",
+    "prompt_ids": "INT32",
+    "prompt_log_probs": "FP32",
+    "prompt_top_log_prob_ids": "INT32",
+    "prompt_top_log_probs": "FP32",
 }
-LOGPROB_OUTPUTS = ("output_log_probs", "top_log_prob_ids", "top_log_probs")  # only if they were asked for
+LOGPROB_OUTPUTS = ("output_log_probs", "top_log_prob_ids", "top_log_probs")
+PROMPT_OUTPUTS = ("prompt_log_probs", "prompt_top_log_prob_ids", "prompt_top_log_probs")
+OPTIONAL_OUTPUTS = ("prompt_ids", *LOGPROB_OUTPUTS, *PROMPT_OUTPUTS)  # there if they were asked for
 
 
 def text_request(
@@ -129,7 +137,8 @@ def read_text(response: InferResponse) -> tuple[Chunk | None, bool]:
     chunk = Chunk(
         text=_read_string(outputs, "text_output"),
         token_ids=_read_ids(outputs),
-        logprobs=_read_logprobs(outputs),
+        logprobs=_read_logprobs(outputs, LOGPROB_OUTPUTS, _read_ids(outputs)),
+        prompt_score=_read_score(outputs),
         finish_reason=finish_reason(reason) if reason else None,
         usage=usage if reason else None,
     )
@@ -214,22 +223,31 @@ def _read_string(outputs: dict[str, tuple[str, bytes]], name: str) -> str:
         raise ProtocolError(f"the output {name} is not UTF-8") from error
 
 
-def _read_ids(outputs: dict[str, tuple[str, bytes]]) -> tuple[int, ...]:
-    content = _output(outputs, "output_ids", "INT32")
+def _read_ids(outputs: dict[str, tuple[str, bytes]], name: str = "output_ids") -> tuple[int, ...]:
+    content = _output(outputs, name, "INT32")
     if len(content) % 4:
-        raise ProtocolError("the output output_ids has half a number")
+        raise ProtocolError(f"the output {name} has half a number")
     return tuple(np.frombuffer(content, "<i4").tolist())
 
 
-def _read_logprobs(outputs: dict[str, tuple[str, bytes]]) -> tuple[TokenLogprob, ...]:
-    """Of the token ids in the same response; none if they were not asked for."""
-    found = [outputs.get(name, (OUTPUT_DATATYPES[name], b"")) for name in LOGPROB_OUTPUTS]
+def _read_score(outputs: dict[str, tuple[str, bytes]]) -> Score | None:
+    if "prompt_ids" not in outputs:
+        return None
+    ids = _read_ids(outputs, "prompt_ids")
+    logprobs = _read_logprobs(outputs, PROMPT_OUTPUTS, ids[1:])
+    return Score(ids, tuple(each.logprob for each in logprobs), tuple(each.top for each in logprobs))
+
+
+def _read_logprobs(
+    outputs: dict[str, tuple[str, bytes]], names: tuple[str, ...], tokens: tuple[int, ...]
+) -> tuple[TokenLogprob, ...]:
+    """Of `tokens`, which are in the same response; none if they were not asked for."""
+    found = [outputs.get(name, (OUTPUT_DATATYPES[name], b"")) for name in names]
     if [datatype for datatype, _ in found] != ["FP32", "INT32", "FP32"]:
         raise ProtocolError(f"log-probabilities came as {', '.join(datatype for datatype, _ in found)}")
     chosen, ids, top = (np.frombuffer(content, NUMPY_TYPES[datatype]) for datatype, content in found)
     if not len(chosen):
         return ()
-    tokens = _read_ids(outputs)
     if len(chosen) != len(tokens) or len(ids) != len(top) or len(ids) % len(tokens):
         raise ProtocolError(f"{len(chosen)} log-probabilities came with {len(tokens)} tokens")
     likeliest = zip(ids.reshape(len(tokens), -1).tolist(), top.reshape(len(tokens), -1).tolist(), strict=True)

@@ -174,6 +174,8 @@ def test_logits_that_are_not_numbers_are_an_error(serve: Callable[..., Served]) 
     served = serve()
     served.runner.prefill = _nan_for(served.runner.prefill)  # type: ignore[method-assign]
     assert "not finite" in served.ask(text_input="hello").wait().error
+    served.runner.extend = _nan_for(served.runner.extend)  # type: ignore[method-assign]
+    assert "not finite" in served.ask(text_input="hello", max_tokens=0, prompt_logprobs=0).wait().error
 
 
 def _nan_for(prefill: Callable[..., Any]) -> Callable[..., Any]:

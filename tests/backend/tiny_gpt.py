@@ -65,21 +65,25 @@ def graph(seed: int) -> onnx.ModelProto:
         helper.make_node("Cast", ["seqlens_k"], ["last_position"], to=TensorProto.INT64),
         helper.make_node("Slice", ["position_ids", "zeros", "ones", "ones"], ["first_position"]),
         helper.make_node("Unsqueeze", ["last_position", "ones"], ["last_column"]),
-        helper.make_node("Sub", ["last_column", "first_position"], ["index"]),
-        helper.make_node("GatherND", [f"hidden.{LAYERS}", "index"], ["last_hidden"], batch_dims=1),
-        helper.make_node("MatMul", ["last_hidden", "head"], ["logits"]),
+        helper.make_node("Sub", ["last_column", "first_position"], ["last_index"]),
+        helper.make_node("Sub", ["last_index", "logits_offsets"], ["index"]),
+        helper.make_node("Unsqueeze", ["index", "twos"], ["places"]),
+        helper.make_node("GatherND", [f"hidden.{LAYERS}", "places"], ["found"], batch_dims=1),
+        helper.make_node("Reshape", ["found", "flat"], ["asked_hidden"]),
+        helper.make_node("MatMul", ["asked_hidden", "head"], ["logits"]),
     ]
     constants = {
         name: numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()
     }
     constants["one"] = numpy_helper.from_array(np.array(1, np.int32), "one")
     constants["ones"] = numpy_helper.from_array(np.array([1], np.int64), "ones")
-    constants["zeros"] = numpy_helper.from_array(np.array([0], np.int64), "zeros")
+    for name, values in (("zeros", [0]), ("twos", [2]), ("flat", [-1, HIDDEN]), ("logits_offsets", [0])):
+        constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
     document = _manifest()
     body = helper.make_graph(
         nodes,
         "tiny",
-        [_value(tensor) for tensor in document["inputs"]],
+        [_value(tensor) for tensor in document["inputs"] + document["optional_inputs"]],
         [_value(tensor) for tensor in document["outputs"]],
         list(constants.values()),
     )
@@ -147,7 +151,10 @@ def _manifest() -> dict[str, Any]:
             {"name": "logits", "dtype": "float32", "shape": ["batch", VOCAB]},
             *({"name": tensor["present"], "dtype": "float32", "shape": cache_shape} for tensor in cache),
         ],
-        "roles": {name: name for name in ("input_ids", "position_ids", "seqlens_k", "logits")},
+        "optional_inputs": [{"name": "logits_offsets", "dtype": "int64", "shape": ["offsets"]}],
+        "roles": {
+            name: name for name in ("input_ids", "position_ids", "seqlens_k", "logits_offsets", "logits")
+        },
         "kv_cache": {
             "layers": LAYERS,
             "kv_heads": KV_HEADS,

@@ -49,8 +49,10 @@ def test_score(client, command):
         0,
         f"{len(score.token_ids)} tokens, log-probability {score.logprob:.3f}, perplexity {score.perplexity:.3f}\n",
     )
-    _, out, _ = command("score", PROMPT, "--json")
-    assert json.loads(out)["logprobs"] == list(score.logprobs)
+    for loop in ("server", "client"):
+        _, out, _ = command("score", PROMPT, "--json", "--top", 2, "--loop", loop)
+        assert json.loads(out)["logprobs"] == pytest.approx(score.logprobs, abs=1e-5)
+        assert [len(each) for each in json.loads(out)["top"]] == [2] * len(score.logprobs)
 
 
 def test_headers_and_wrong_ones(command, toy):

@@ -78,7 +78,7 @@ def test_both_sides_refuse_the_same_numbers(field):
         ):
             continue
         value = number if datatype == "FP32" else int(number)
-        others = {"min_tokens": 0, "max_tokens": 256} if field != "max_tokens" else {}
+        others = {"min_tokens": 0, "max_tokens": 256, "prompt_logprobs": 0}
         try:
             SamplingParams(**{**others, field: value})
         except InvalidRequest:

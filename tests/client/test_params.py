@@ -13,7 +13,8 @@ from gptport_client._params import SamplingOptions, sampling_params
 from gptport_client._wire import PARAMETER_TENSORS
 
 WRONG = [
-    ({"max_tokens": 0}, r"max_tokens is 0; give an integer from 1 to 2147483647"),
+    ({"max_tokens": 0}, r"max_tokens is 0; give an integer from 1 to 2147483647, or prompt_logprobs"),
+    ({"prompt_logprobs": 21}, r"prompt_logprobs is 21; give an integer from 0 to 20"),
     ({"max_tokens": -5}, r"max_tokens is -5"),
     ({"max_tokens": 2**31}, r"max_tokens is 2147483648"),
     ({"max_tokens": True}, r"max_tokens is True, a bool; give an integer"),

@@ -44,7 +44,12 @@ QUESTIONS = {
     "many here": lambda client: client.generate_many([PROMPT, [5]], loop="client", max_tokens=3),
     "beam search": lambda client: client.beam_search(PROMPT, beams=2, max_tokens=3),
     "no beams": lambda client: client.beam_search(PROMPT, beams=0),
-    "score": lambda client: client.score(PROMPT),
+    "score": lambda client: client.score(PROMPT, top=2),
+    "score here": lambda client: client.score(PROMPT, top=2, loop="client"),
+    "score and answer": lambda client: client.generate(PROMPT, max_tokens=3, prompt_logprobs=1),
+    "score and answer here": lambda client: client.generate(
+        PROMPT, max_tokens=3, prompt_logprobs=1, loop="client"
+    ),
     "score of one token": lambda client: client.score([5]),
     "metrics": lambda client: client.metrics(),
     "ready": lambda client: client.wait_until_ready(1),

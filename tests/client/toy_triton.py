@@ -252,6 +252,11 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if len(ids) >= self.max_length:
             yield failure(f"the prompt has {len(ids)} tokens; toy takes at most {self.max_length - 1}")
             return
+        if tensors.get("max_tokens", [1])[0] == 0:
+            response = text_response(request, b"", (), "length", len(ids), 0, final=True)
+            self._add_score(response.infer_response, ids, tensors)
+            yield response
+            return
         shown = ""
         pieces = self.pieces(ids, tensors)
         for count, (token, text, reason) in enumerate(pieces):
@@ -268,9 +273,25 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             response = text_response(request, piece, (token,), reason, len(ids), count + 1, final=last)
             if "logprobs" in tensors:
                 add_logprobs(response.infer_response, int(tensors["logprobs"][0]))
+            if count == 0:
+                self._add_score(response.infer_response, ids, tensors)
             yield response
         if self.separate_final:
             yield final_response(request)
+
+    def _add_score(self, response, ids, tensors):
+        if "prompt_logprobs" not in tensors:
+            return
+        count = int(tensors["prompt_logprobs"][0])
+        logits = [next_logits(ids[:end], self.vocab_size).astype(np.float64) for end in range(1, len(ids))]
+        rows = [row - np.log(np.exp(row).sum()) for row in logits]
+        top = [np.argsort(-row, kind="stable")[:count] for row in rows]
+        chosen = [row[token] for row, token in zip(rows, ids[1:], strict=True)]
+        values = [row[best] for row, best in zip(rows, top, strict=True)]
+        add_output(response, "prompt_ids", "INT32", np.array(ids))
+        add_output(response, "prompt_log_probs", "FP32", np.array(chosen))
+        add_output(response, "prompt_top_log_prob_ids", "INT32", np.array(top).reshape(len(rows), count))
+        add_output(response, "prompt_top_log_probs", "FP32", np.array(values).reshape(len(rows), count))
 
     def pieces(self, prompt: list[int], tensors: dict):
         """Each new token, the whole text that is certain with it, and the finish reason."""
@@ -338,13 +359,15 @@ def text_response(
 
 def add_logprobs(response, top: int):
     """Of one token: made up, -1 for the chosen one, and -i for the i-th of the likeliest ones, which are the first ids."""
-    for name, datatype, shape, values in (
-        ("output_log_probs", "FP32", (1,), np.array([-1], "<f4")),
-        ("top_log_prob_ids", "INT32", (1, top), np.arange(top, dtype="<i4")),
-        ("top_log_probs", "FP32", (1, top), -np.arange(top, dtype="<f4")),
-    ):
-        response.outputs.add(name=name, datatype=datatype, shape=shape)
-        response.raw_output_contents.append(values.tobytes())
+    add_output(response, "output_log_probs", "FP32", np.array([-1]))
+    add_output(response, "top_log_prob_ids", "INT32", np.arange(top)[np.newaxis])
+    add_output(response, "top_log_probs", "FP32", -np.arange(top)[np.newaxis])
+
+
+def add_output(response, name: str, datatype: str, values: np.ndarray):
+    """One more tensor of numbers."""
+    response.outputs.add(name=name, datatype=datatype, shape=values.shape)
+    response.raw_output_contents.append(values.astype(NUMBERS[datatype]).tobytes())
 
 
 def final_response(request):

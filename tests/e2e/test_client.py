@@ -108,7 +108,12 @@ def test_a_score_is_that_of_transformers(both, checkpoints):
     import torch
     from transformers import AutoModelForCausalLM
 
-    score = both.score("The capital of France is Paris.")
+    score = both.score("The capital of France is Paris.", top=2)
+    stepwise = both.score("The capital of France is Paris.", top=2, loop="client")
+    np.testing.assert_allclose(stepwise.logprobs, score.logprobs, atol=1e-3)
+    assert [[token for token, _ in each] for each in stepwise.top] == [
+        [token for token, _ in each] for each in score.top
+    ]
     model = AutoModelForCausalLM.from_pretrained(checkpoints[MODEL], dtype=torch.float32)
     with torch.no_grad():
         logits = model(torch.tensor([score.token_ids])).logits[0].double()

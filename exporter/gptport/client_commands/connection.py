@@ -118,8 +118,14 @@ def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temper
     command.add_argument("--ignore-eos", action="store_true", help="an end of text does not end the answer")
 
 
-def add_tokenizer(command: argparse.ArgumentParser) -> None:
-    """Whose tokenizer, for what is computed with NAME_step."""
+def add_loop(command: argparse.ArgumentParser) -> None:
+    """Who runs the loop, and for the client's, which goes over NAME_step, whose tokenizer."""
+    command.add_argument(
+        "--loop",
+        choices=("server", "client"),
+        default="server",
+        help="who runs the loop (default: %(default)s)",
+    )
     command.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="tokenizer.json, where NAME itself is not served"
     )

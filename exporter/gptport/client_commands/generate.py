@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .connection import add_connection, add_sampling, add_tokenizer, connected, sampling
+from .connection import add_connection, add_loop, add_sampling, connected, sampling
 from .terminal import put, say, standard_input
 
 if TYPE_CHECKING:
@@ -24,13 +24,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     add_connection(command)
     add_sampling(command)
-    command.add_argument(
-        "--loop",
-        choices=("server", "client"),
-        default="server",
-        help="who runs the loop (default: %(default)s)",
-    )
-    add_tokenizer(command)
+    add_loop(command)
     command.add_argument(
         "--json", action="store_true", help="print one JSON object when all is there, instead of streaming"
     )

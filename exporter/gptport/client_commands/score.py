@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from .connection import add_connection, add_tokenizer, connected
+from .connection import add_connection, add_loop, connected
 from .terminal import put, standard_input
 
 if TYPE_CHECKING:
@@ -18,7 +18,14 @@ def add(command: argparse.ArgumentParser) -> None:
     """The options."""
     command.add_argument("text", metavar="TEXT", help="the text; - reads it from standard input")
     add_connection(command)
-    add_tokenizer(command)
+    add_loop(command)
+    command.add_argument(
+        "--top",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --json: the N likeliest tokens in each place too",
+    )
     command.add_argument("--json", action="store_true", help="print one JSON object, with each token's share")
 
 
@@ -26,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     """The command."""
     text = standard_input() if options.text == "-" else options.text
     with connected(options) as client:
-        score = client.score(text, timeout=options.timeout)
+        score = client.score(text, top=options.top, loop=options.loop, timeout=options.timeout)
     if options.json:
         put(
             json.dumps(
@@ -35,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
                     "perplexity": score.perplexity,
                     "token_ids": score.token_ids,
                     "logprobs": score.logprobs,
+                    "top": score.top,
                 }
             )
         )

@@ -1,0 +1,79 @@
+"""How likely tokens are, by the model's own logits: those of an answer, and those of a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+TokenArray: TypeAlias = NDArray[np.int64]
+
+NEAR = 6.0  # below the largest logit, where the likeliest few are looked for first
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Of one token, the natural logarithm of its probability, and the likeliest tokens with theirs."""
+
+    token: float
+    top_ids: tuple[int, ...]
+    top: tuple[float, ...]
+
+    @classmethod
+    def of(cls, logits: NDArray[np.float32], token: int, top: int) -> Logprobs:
+        """Of `token`, and of the `top` likeliest, by `logits [vocab]`.
+
+        The exponentials are in float32, many times faster; their sum is not, so that the error is some 1e-7.
+        ArithmeticError if the logits are no numbers.
+        """
+        largest = float(logits.max())
+        total = largest + float(np.log(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
+        if not np.isfinite(total):
+            raise ArithmeticError("the model computed logits that are not finite numbers")
+        ids = likeliest(logits, top)
+        values = logits[ids].astype(np.float64) - total
+        return cls(float(logits[token]) - total, tuple(ids.tolist()), tuple(values.tolist()))
+
+
+class PromptScore:
+    """The log-probabilities of a prompt's tokens but the first, and of the `top` likeliest at each place, as they come."""
+
+    def __init__(self, prompt: Sequence[int], top: int) -> None:
+        self._prompt = prompt
+        self._top = top
+        self.logprobs: list[Logprobs] = []
+
+    @property
+    def complete(self) -> bool:
+        """True once there is one for each token but the first."""
+        return len(self.logprobs) >= len(self._prompt) - 1
+
+    def add(self, start: int, logits: Iterable[NDArray[Any]]) -> None:
+        """Take the logits of the tokens from `start` on: each row is of the token behind it. What is known is left as it is."""
+        for place, row in enumerate(logits, start + 1):
+            if len(self.logprobs) + 1 == place < len(self._prompt):
+                values = row.astype(np.float32, copy=False)
+                self.logprobs.append(Logprobs.of(values, self._prompt[place], self._top))
+
+
+def likeliest(values: NDArray[np.floating[Any]], count: int) -> TokenArray:
+    """The ids of the `count` largest values, largest first, the lower id first among equals."""
+    if not count:
+        return np.empty(0, np.int64)
+    candidates = np.flatnonzero(values >= values.max() - NEAR)
+    if candidates.size < count:
+        candidates = np.arange(values.size)
+    if candidates.size > count:
+        least = np.partition(values[candidates], -count)[-count]
+        candidates = candidates[values[candidates] >= least]
+    return in_order(values, candidates)[:count]
+
+
+def in_order(values: NDArray[np.floating[Any]], ids: TokenArray) -> TokenArray:
+    """Ascending `ids` in the order of their values, largest first; the sort is stable, so the lower id stays first."""
+    return ids[np.argsort(-values[ids], kind="stable")]

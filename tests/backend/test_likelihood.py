@@ -1,0 +1,127 @@
+"""How likely a prompt is: its tokens' log-probabilities, whatever else runs and however it is cut into chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import tiny_gpt
+from gptport_backend import manifest as manifests
+from gptport_backend.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Answer, Served
+
+LONG = "the quick brown fox jumps over the lazy dog; " * 6  # several chunks
+
+
+@pytest.fixture(scope="module")
+def expected(version_dir: Path) -> Callable[[str], np.ndarray[Any, Any]]:
+    """The log-softmax of each position of a text, `[tokens, vocab]`: the whole text at once, without a cache."""
+    manifest = manifests.read(version_dir)
+    session = onnxruntime.InferenceSession(str(version_dir / manifest.graph))
+
+    def compute(text: str) -> np.ndarray[Any, Any]:
+        ids = tiny_gpt.tokenizer().encode(text).ids
+        shape = (1, tiny_gpt.KV_HEADS, len(ids), tiny_gpt.HEAD_DIM)
+        feed: dict[str, Any] = {tensor.past: np.zeros(shape, np.float32) for tensor in manifest.cache.tensors}
+        feed["input_ids"] = np.array([ids], np.int64)
+        feed["position_ids"] = np.arange(len(ids), dtype=np.int64)[np.newaxis]
+        feed["seqlens_k"] = np.array([len(ids) - 1], np.int32)
+        feed["logits_offsets"] = np.arange(len(ids) - 1, -1, -1, dtype=np.int64)
+        logits = session.run(["logits"], feed)[0].astype(np.float64)
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    return compute
+
+
+def check(answer: Answer, text: str, expected: np.ndarray[Any, Any], top: int) -> None:
+    """The answer's score of `text` is right, and came once, first."""
+    first, *others = answer.pieces
+    assert first.prompt is not None
+    assert all(piece.prompt is None for piece in others)
+    ids = tiny_gpt.tokenizer().encode(text).ids
+    assert first.prompt.token_ids == tuple(ids)
+    assert len(first.prompt.logprobs) == len(ids) - 1
+    for place, found in enumerate(first.prompt.logprobs):
+        row = expected[place]
+        assert found.token == pytest.approx(row[ids[place + 1]], abs=1e-4)
+        assert found.top == pytest.approx(np.sort(row)[::-1][:top], abs=1e-4)
+        assert row[list(found.top_ids)] == pytest.approx(found.top, abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["a", "hello", LONG])
+def test_a_prompt_is_scored_without_an_answer(
+    serve: Callable[..., Served], expected: Callable[[str], Any], text: str
+) -> None:
+    answer = serve().ask(text_input=text, max_tokens=0, prompt_logprobs=3).wait()
+    check(answer, text, expected(text), 3)
+    (piece,) = answer.pieces
+    assert (piece.token_ids, piece.text, piece.finish_reason) == ((), "", "length")
+    assert (piece.num_input_tokens, piece.num_output_tokens) == (len(text), 0)
+
+
+def test_a_prompt_is_scored_before_its_answer_whatever_else_runs(
+    serve: Callable[..., Served], expected: Callable[[str], Any]
+) -> None:
+    served = serve(max_batch_size=3, max_prefill_tokens=48)
+    inputs: dict[str, Any] = {"text_input": LONG, "max_tokens": 6, "temperature": 0.8, "seed": 4}
+    alone = served.ask(**inputs, logprobs=1).wait()
+    crowd = [served.ask(text_input="hello", max_tokens=80, stream=True) for _ in range(3)]
+    answers = [served.ask(**inputs, prompt_logprobs=0, stream=stream).wait() for stream in (False, True)]
+    for answer in answers:
+        check(answer, LONG, expected(LONG), 0)
+        assert answer.token_ids == alone.token_ids
+    assert len({tuple(other.wait().token_ids) for other in crowd}) == 1
+
+
+def test_a_prompt_that_is_kept_is_scored_anew(
+    serve: Callable[..., Served], expected: Callable[[str], Any]
+) -> None:
+    served = serve()
+    for _ in range(2):
+        check(served.ask(text_input=LONG, prompt_logprobs=0, max_tokens=2).wait(), LONG, expected(LONG), 0)
+    before = served.engine._tally.reused_tokens
+    served.ask(text_input=LONG, max_tokens=2).wait()
+    assert served.engine._tally.reused_tokens > before == 0
+
+
+def test_a_prompt_may_be_as_long_as_the_model_if_nothing_is_to_follow(serve: Callable[..., Served]) -> None:
+    served = serve()
+    prompt = [5] * tiny_gpt.MAX_LENGTH
+    answer = served.ask(input_ids=prompt, max_tokens=0, prompt_logprobs=0).wait()
+    assert answer.pieces[0].prompt is not None
+    assert len(answer.pieces[0].prompt.logprobs) == tiny_gpt.MAX_LENGTH - 1
+    with pytest.raises(RequestError, match="the prompt has 600 tokens"):
+        served.ask(input_ids=prompt, max_tokens=1, prompt_logprobs=0)
+
+
+def test_never_many_logits_at_once(serve: Callable[..., Served]) -> None:
+    served, rows = serve(), []
+    extend = served.runner.extend
+
+    def counted(*arguments: Any) -> Any:
+        logits = extend(*arguments)
+        rows.append(len(logits))
+        return logits
+
+    served.runner.extend = counted  # type: ignore[method-assign]
+    served.ask(input_ids=[5] * 500, max_tokens=0, prompt_logprobs=20).wait()
+    assert max(rows) <= 64 < sum(rows) == 500
+
+
+def test_one_of_several_answers_has_the_score(
+    serve: Callable[..., Served], expected: Callable[[str], Any]
+) -> None:
+    served = serve()
+    answer = served.ask(text_input=LONG, max_tokens=3, n=2, seed=1, prompt_logprobs=1).wait()
+    check(answer, LONG, expected(LONG), 1)
+    assert served.engine._tally.input_tokens == len(LONG) + 1
+    with pytest.raises(RequestError, match="n is 2; with max_tokens 0 it must be 1"):
+        served.ask(text_input=LONG, max_tokens=0, n=2, prompt_logprobs=1)
