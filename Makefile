@@ -54,7 +54,7 @@ deployment: $(STAMP) ## the tests of docker/ and kubernetes/, with HAProxy, Prom
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(PROGRAMS) >/dev/null; } || true
 	@GPTPORT_DEPLOYMENT=1 $(BIN)/pytest -q tests/deployment -o timeout=900
 
-architectures: $(STAMP) ## export a small model of every architecture; writes docs/architectures.md
+architectures: $(STAMP) ## export a small model of each architecture that transformers knows; writes docs/architectures.md
 	@$(BIN)/python tests/exporter/architectures.py
 
 bench-export: $(STAMP) ## measure decoding and exporting against peers; about an hour, BENCH=--quick for less

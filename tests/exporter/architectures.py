@@ -1,15 +1,20 @@
 """A small random model of each architecture, and the table of what became of it: docs/architectures.md.
 
-`make architectures` writes the table; test_architectures.py holds the exporter to it.
+`make architectures` writes the table; test_architectures.py holds the exporter to it. Each architecture has a process of
+its own, with limits of time and memory. Rows are kept in .cache, by what the exporter is: an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
+import hashlib
+import multiprocessing
+import os
+import resource
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -17,50 +22,28 @@ from unittest.mock import patch
 import onnx
 import onnxruntime
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gptport import console, samples, verify
 from gptport.checkpoint import open_checkpoint
 from gptport.errors import GptportError
 from gptport.export import export
 from gptport.precision import by_name
+from small_models import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
 NAMES = """
     gpt2 gpt_neo gptj gpt_neox codegen opt bloom falcon mpt gpt_bigcode starcoder2 llama mistral mixtral qwen2 qwen3 gemma gemma2
     gemma3_text phi phi3 stablelm olmo olmo2 granite cohere smollm3 gpt_oss nemotron persimmon xglm biogpt
 """.split()  # noqa: SIM905 - thirty quoted names would be harder to read
+"""Those that every test run tries; the table has all that transformers knows, these first."""
 LENGTH = 64
 TABLE = Path(__file__).parents[2] / "docs" / "architectures.md"
-
-# Set where a configuration has the field, under whichever name. The window is shorter than the texts of the verification.
-_SMALL = {
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 128),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"), 4),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"), 192),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 128),
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 384,
-    "sliding_window": 8,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-_OF_ITS_OWN = {
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
-    "gptj": {"rotary_dim": 16},
-    "codegen": {"rotary_dim": 16},
-    "gpt_neox": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    },
-    "stablelm": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    },
-}
+_ROOT = TABLE.parents[1]
+_SECONDS, _BYTES = 240, 6 << 30  # of one architecture
 
 
 class _Silent:
@@ -69,24 +52,9 @@ class _Silent:
         yield lambda _: None
 
 
-def write_model(name: str, folder: Path, tokenizer: Path) -> None:
-    """A checkpoint with random weights, wide enough that every part of the model tells in its logits."""
-    defaults = CONFIG_MAPPING[name]()
-    fields = {*vars(defaults), *getattr(defaults, "attribute_map", {})}
-    shape = {key: value for key, value in _SMALL.items() if key in fields}
-    if getattr(defaults, "layer_types", None):
-        shape["layer_types"] = defaults.layer_types[:4]
-    config = CONFIG_MAPPING[name](**{**shape, **_OF_ITS_OWN.get(name, {})})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-        else:
-            torch.nn.init.normal_(parameter, 1.0, 0.1)
-    model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tokenizer / file, folder)
+def all_names() -> list[str]:
+    """Every type that transformers has a causal language model for, those of `NAMES` first."""
+    return [*NAMES, *sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - set(NAMES))]
 
 
 def left_to_onnxruntime(graph: Path) -> list[str]:
@@ -103,52 +71,120 @@ def left_to_onnxruntime(graph: Path) -> list[str]:
 
 
 def row(name: str, folder: Path, tokenizer: Path) -> str:
-    """What becomes of an architecture, as a row of the table."""
+    """What becomes of an architecture, as a row of the table; what the exporter raises unawares is raised."""
     try:
         write_model(name, folder / name, tokenizer)
-        source = open_checkpoint(str(folder / name))
+    except Exception as error:  # a configuration that is not meant to be made small
+        return _row(name, "no model", f"no small model could be made: {type(error).__name__}: {error}")
+    source = open_checkpoint(str(folder / name))
+    try:
         with patch.object(verify, "_DECODE_STEPS", 16):
             result = export(
                 source, folder / "repository", name.replace("_", "-"), by_name("fp32"), LENGTH, _Silent()
             )
     except GptportError as error:
-        return f"| {name} | refused | {' '.join(str(error).split())[:160]} |"
-    except (AttributeError, TypeError, ValueError) as error:
-        return f"| {name} | no model | the small model cannot be made: {' '.join(str(error).split())[:120]} |"
+        return _row(name, "refused", str(error))
     fused = ", ".join(
         f"{count} {rewrite}"
         for rewrite, count in result.changes.items()
         if count and rewrite not in ("lower", "cancel_views")
     )
     parity = f"{result.parity.max_abs_logit_difference:.0e} of {result.parity.max_abs_logit:.0f}"
-    graph = onnx.load(
-        next(iter(result.folders.values())) / result.manifest.graph, load_external_data=False
-    ).graph
-    nodes = f"{len(graph.node)} nodes"
-    left = left_to_onnxruntime(next(iter(result.folders.values())) / result.manifest.graph)
+    path = next(iter(result.folders.values())) / result.manifest.graph
+    left = left_to_onnxruntime(path)
+    nodes = f"{len(onnx.load(path, load_external_data=False).graph.node)} nodes"
     nodes += f" (onnxruntime still rewrites {', '.join(left)})" if left else ""
-    return f"| {name} | exact | {parity}; greedy {result.parity.greedy_agreement:.0%}; {nodes}; {fused} |"
+    return _row(name, "exact", f"{parity}; greedy {result.parity.greedy_agreement:.0%}; {nodes}; {fused}")
 
 
-def main() -> int:
-    """Write the table."""
+def _row(name: str, status: str, details: str) -> str:
+    text = " ".join(details.split()).replace("|", "/")
+    return f"| {name} | {status} | {text if len(text) <= 200 else text[:200] + '…'} |"
+
+
+def _send_row(pipe: Connection, name: str, tokenizer: Path) -> None:
+    """In a process of its own: the row, or what went wrong in the exporter."""
+    resource.setrlimit(resource.RLIMIT_DATA, (_BYTES, _BYTES))
     console.quiet_transformers()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = samples.sample("gpt2-tiny", Path(folder) / "tokenizer", _Silent())
-        rows = [row(name, Path(folder), tokenizer) for name in NAMES]
-    exact = sum("| exact |" in line for line in rows)
-    head = f"""# Architectures
+        try:
+            pipe.send(row(name, Path(folder), tokenizer))
+        except Exception as error:
+            pipe.send(_row(name, "failed", f"{type(error).__name__}: {error}"))
 
-`make architectures` writes this table. For each type a small random model (4 layers, 4 heads) is exported in fp32
-and compared with torch: a prefill of several rows and one in two chunks, a ragged batch of prefills, and 16 decode steps of
-that batch in place. {exact} of {len(rows)} are exact; the others are refused with the reason, and nothing is written for them.
+
+def _row_apart(name: str, tokenizer: Path) -> str:
+    """A row, by a process that may take too long or crash."""
+    processes = multiprocessing.get_context("forkserver")
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=_send_row, args=(sender, name, tokenizer))
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(_SECONDS):
+            return str(receiver.recv())
+        return _row(name, "failed", f"no answer within {_SECONDS} seconds")
+    except EOFError:
+        process.join()
+        return _row(name, "failed", f"its process ended with exit code {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+
+
+def _state() -> str:
+    """A hash of what a row depends on."""
+    sources = [*sorted((_ROOT / "exporter").rglob("*.py")), *sorted(Path(__file__).parent.glob("*model*.py"))]
+    found = hashlib.sha256(b"".join(path.read_bytes() for path in [Path(__file__), *sources]))
+    return found.hexdigest()[:16]
+
+
+def rows(names: list[str], kept: Path, tokenizer: Path) -> list[str]:
+    """The rows of these architectures, from `kept` where they are there."""
+    kept.mkdir(parents=True, exist_ok=True)
+
+    def of(name: str) -> str:
+        file = kept / name
+        if not file.exists():
+            found = _row_apart(name, tokenizer)
+            file.write_text(found)
+            sys.stdout.write(found + "\n")
+            sys.stdout.flush()
+        return file.read_text()
+
+    multiprocessing.get_context("forkserver").set_forkserver_preload([Path(__file__).stem])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(of, names))
+
+
+def page(found: list[str]) -> str:
+    """The page with the table."""
+    counts = Counter(line.split(" | ")[1] for line in found)
+    return f"""# Architectures
+
+`make architectures` writes this table: all {len(found)} types that transformers has a causal language model for.
+For each a small random model (4 layers, 4 heads) is exported in fp32 and compared with torch: a prefill of several
+rows and one in two chunks, a ragged batch of prefills, and 16 decode steps of that batch in place.
+{counts["exact"]} are exact. {counts["refused"]} are refused with the reason, and nothing is written for them.
+Of {counts["no model"]} no small model could be made. {counts["failed"] or "None"} failed in another way.
 
 | type | export | largest logit difference, greedy agreement, nodes in all, what was fused; or the reason |
 |---|---|---|
-"""
-    TABLE.write_text(head + "\n".join(rows) + "\n")
-    sys.stdout.write("\n".join(rows) + f"\n{exact} of {len(rows)} exact\n")
-    return 0
+""" + "".join(f"{line}\n" for line in found)
+
+
+def main() -> int:
+    """Write the table; with names, show their rows alone."""
+    names = sys.argv[1:]
+    cache = _ROOT / ".cache"
+    tokenizer = samples.sample("gpt2-tiny", cache / "tokenizer", _Silent())
+    found = rows(names or all_names(), cache / "architectures" / _state(), tokenizer)
+    if names:
+        sys.stdout.write("\n".join(found) + "\n")
+    else:
+        TABLE.write_text(page(found))
+    return any(" | failed | " in line for line in found)
 
 
 if __name__ == "__main__":
