@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,7 @@ _EXTRA_OF = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code: 0, 1 for a failure, 2 for wrong usage."""
     options = parser().parse_args(arguments)
+    options.typed = shlex.join(["gptport", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         code = _COMMANDS[options.command](options) or 0
         sys.stdout.flush()
@@ -125,6 +127,7 @@ def _export(options: argparse.Namespace) -> None:
             options.jobs,
             options.keep,
             serving,
+            options.typed,
         )
     put(report.exported(exported, source))
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from . import calibration, genai, triton_config, verify
+from . import calibration, genai, report_page, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
 from .allocator import return_large_blocks, use_huge_pages
@@ -55,15 +55,18 @@ class Exported:
         folders: model name → version folder, the text model first.
         manifest: of both.
         parity: how close the graph is to the checkpoint.
-        changes: pass → how many places it changed.
-        traced_layers: how many layers were traced.
+        lowering: how the graph came to be.
     """
 
     folders: dict[str, Path]
     manifest: Manifest
     parity: verify.Parity
-    changes: dict[str, int]
-    traced_layers: int
+    lowering: graphs.Lowering
+
+    @property
+    def report(self) -> Path:
+        """The page that says all of this."""
+        return next(iter(self.folders.values())) / report_page.FILE_NAME
 
 
 def export(
@@ -77,6 +80,7 @@ def export(
     jobs: int | None = None,
     keep: int | None = None,
     serving: triton_config.Serving | None = None,
+    command: str = "gptport.export.export",
 ) -> Exported:
     """Export a checkpoint as the models `name` and `name`_step.
 
@@ -88,6 +92,7 @@ def export(
         jobs: threads that read, quantize and write the weights; None for one a core.
         keep: older versions that stay; None for all.
         serving: where and how the models are to run.
+        command: what the report names as having made it.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
@@ -119,17 +124,18 @@ def export(
             _write, built.model, manifest, tokenizer, folder, steps, jobs or os.cpu_count() or 1
         )
         with steps.step("Running the checkpoint in torch"):
-            expected = reference(checkpoint, tokenizer["tokenizer.json"], length, text)
+            layers_path = built.layers_path if built.hidden_states else None
+            expected = reference(checkpoint, tokenizer["tokenizer.json"], length, text, layers_path)
         written.result()
         files = background.submit(_hash_and_sync, folder)
         with steps.step("Comparing the graph with it"):
-            parity = verify.verify(folder, manifest, expected, precision)
+            parity = verify.verify(folder, manifest, expected, precision, built.hidden_states)
         with steps.step("Publishing"):
-            manifest = _finish(
-                manifest, folder, checkpoint, checkpoint.sha256.result(), files.result(), parity
-            )
+            manifest = _measured(manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity)
+            facts = report_page.Facts(manifest, checkpoint.spec, built.lowering, parity, precision, command)
+            manifest = _finish(manifest, folder, report_page.page(facts))
             folders = _publish(repository, folder, manifest, keep, serving)
-    return Exported(folders, manifest, parity, built.changes, built.traced_layers)
+    return Exported(folders, manifest, parity, built.lowering)
 
 
 def _as_stored(checkpoint: Checkpoint, precision: Precision) -> Precision:
@@ -238,16 +244,11 @@ def _tensor(value: ir.Value) -> Tensor:
     return Tensor(str(value.name), value.dtype.numpy().name, shape)
 
 
-def _finish(
-    manifest: Manifest,
-    folder: Path,
-    checkpoint: Checkpoint,
-    sha256: str,
-    files: dict[str, File],
-    parity: verify.Parity,
+def _measured(
+    manifest: Manifest, checkpoint: Checkpoint, sha256: str, files: dict[str, File], parity: verify.Parity
 ) -> Manifest:
-    """The manifest with what is known only now, written into the folder."""
-    manifest = replace(
+    """The manifest with what is known only now."""
+    return replace(
         manifest,
         source={
             "checkpoint": checkpoint.name,
@@ -259,6 +260,13 @@ def _finish(
         tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
         files=files,
     )
+
+
+def _finish(manifest: Manifest, folder: Path, report: str) -> Manifest:
+    """Write the report and the manifest, which lists it, into the folder."""
+    path = folder / report_page.FILE_NAME
+    path.write_text(report, encoding="utf-8")
+    manifest = replace(manifest, files={**manifest.files, path.name: File.of(path)})
     (folder / FILE_NAME).write_text(manifest.to_json())
     return manifest
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import passes, unroll, weights
+from . import passes, residuals, unroll, weight_parts, weights
 from .dialects import onnxruntime as dialect
+from .layer_graph import LayerGraph, layer_graph
 from .trace import decoder_layers, rotary_tables, trace
 
 if TYPE_CHECKING:
@@ -22,18 +23,62 @@ TRACED_LAYERS = 2
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """What one pass did.
+
+    Attributes:
+        name: of the pass.
+        places: how many it changed, in the whole graph.
+        operators: the nodes of the layer that is watched after it, (operator, how many).
+    """
+
+    name: str
+    places: int
+    operators: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a graph came to be, without the graph.
+
+    Attributes:
+        traced_layers: how many layers were traced, of those that it has.
+        rewrites: the passes, in order.
+        before: a layer as it was traced.
+        after: the same layer as it is written.
+        sizes: of the parts.
+    """
+
+    traced_layers: int
+    rewrites: tuple[Rewrite, ...]
+    before: LayerGraph
+    after: LayerGraph
+    sizes: tuple[weight_parts.PartSize, ...]
+
+    @property
+    def changes(self) -> dict[str, int]:
+        """Pass → how many places it changed."""
+        counted: dict[str, int] = {}
+        for each in self.rewrites:
+            counted[each.name] = counted.get(each.name, 0) + each.places
+        return counted
+
+
+@dataclass(frozen=True)
 class Graph:
     """A graph ready to be written.
 
     Attributes:
         model: the graph; the values of its initializers are read from the checkpoint when they are written.
-        traced_layers: how many layers were traced, of those that it has.
-        changes: pass → how many places it changed.
+        layers_path: path of the list of decoder layers in the model in torch.
+        hidden_states: names of what each layer hands on; none where that is more than one value.
+        lowering: how it came to be.
     """
 
     model: ir.Model
-    traced_layers: int
-    changes: dict[str, int]
+    layers_path: str
+    hidden_states: tuple[str, ...]
+    lowering: Lowering
 
 
 def build(
@@ -59,13 +104,31 @@ def build(
     context = passes.Context(
         spec, max_length, lambda module: rotary_tables(config, module, max_length), precision.quantization
     )
-    changes = passes.run(model, dialect.PASSES, context)
-    weights.attach(model.graph, checkpoint, traced.aliases, hessians)
-    _strip(model.graph)
-    model.graph.name, model.producer_name = spec.model_type, "gptport"
+    graph, layers_path = model.graph, traced.layers_path
+    watched = min(
+        1, spec.layers - 1
+    )  # not the first, if there is another: no layer's addition is before its norm
+    of_parts = weight_parts.parts(graph, layers_path)
+    counts = weight_parts.parameters(graph, of_parts)
+    hidden_states = residuals.mark(graph, layers_path, spec.layers)
+    before = layer_graph(graph, layers_path, watched)
+    rewrites: list[Rewrite] = []
+
+    def watch(name: str, places: int) -> None:
+        operators = layer_graph(graph, layers_path, watched).operators
+        rewrites.append(Rewrite(name, places, tuple(sorted(operators.items()))))
+
+    passes.run(model, dialect.PASSES, context, watch)
+    residuals.unmark(graph, hidden_states)
+    weights.attach(graph, checkpoint, traced.aliases, hessians)
+    after = layer_graph(graph, layers_path, watched)
+    sizes = weight_parts.sizes(graph, of_parts, counts)
+    _strip(graph)
+    graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()
     model.opset_imports.update(dialect.OPSETS)
-    return Graph(model, traced.layers, changes)
+    lowering = Lowering(traced.layers, tuple(rewrites), before, after, sizes)
+    return Graph(model, layers_path, hidden_states, lowering)
 
 
 def _strip(graph: ir.Graph) -> None:

@@ -96,6 +96,13 @@ class Manifest:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
+    def cache_bytes_per_token(self) -> int:
+        """Of the KV cache, all layers together."""
+        cache = self.kv_cache
+        bits = int(cache.dtype[-2:])  # float32, float16, bfloat16
+        return len(cache.tensors) * cache.kv_heads * cache.head_dim * bits // 8
+
+    @property
     def tokenizer_sha256(self) -> str:
         """Of tokenizer.json."""
         return self.files["tokenizer.json"].sha256

@@ -14,7 +14,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,14 +33,18 @@ class Call:
         cache: calls with the same one continue each other.
         rows, length: of that cache.
         inputs: name → value, all but the cache.
+        watched: whether the values that `run` is to watch are wanted of this call.
         values: what the parts computed so far for those after them, and in the end the logits.
+        seen: of each watched value, what it was for the first row, float32.
     """
 
     cache: str
     rows: int
     length: int
     inputs: dict[str, NDArray[np.generic]]
+    watched: bool = False
     values: dict[str, onnxruntime.OrtValue] = field(default_factory=dict)
+    seen: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,18 @@ class _Part:
     nodes: list[onnx.NodeProto]
     takes: list[str]
     gives: list[str]
+    shows: list[str]
 
 
-def run(folder: Path, manifest: Manifest, calls: Sequence[Call]) -> int:
+def run(folder: Path, manifest: Manifest, calls: Sequence[Call], watch: Collection[str] = ()) -> int:
     """Run the calls, each by all parts of the graph, past and present in the same memory; how many parts there were.
 
-    The values of every call are then those that the graph's outputs have, but for the cache.
+    The values of every call are then those that the graph's outputs have, but for the cache; `watch` names values inside of
+    the graph that are wanted beside them.
     """
     graph = onnx.load(folder / manifest.graph, load_external_data=False)
     _without_bfloat16(graph.graph)
-    parts = list(_cut(graph.graph, _PART if _weight_bytes(graph.graph) > _WHOLE else None))
+    parts = list(_cut(graph.graph, _PART if _weight_bytes(graph.graph) > _WHOLE else None, watch))
     for call in calls:
         call.values.update(
             {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in call.inputs.items()}
@@ -121,7 +127,7 @@ def _without_bfloat16(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _cut(graph: onnx.GraphProto, limit: int | None) -> Iterator[_Part]:
+def _cut(graph: onnx.GraphProto, limit: int | None, watch: Collection[str] = ()) -> Iterator[_Part]:
     """Consecutive nodes with at most `limit` bytes of weights together, or a single node."""
     sizes = {each.name: _bytes(each) for each in graph.initializer}
     pieces: list[list[onnx.NodeProto]] = [[]]
@@ -139,7 +145,8 @@ def _cut(graph: onnx.GraphProto, limit: int | None) -> Iterator[_Part]:
         used = dict.fromkeys(name for node in nodes for name in node.input if name)
         inner = {*made, *(sizes.keys() - {each.name for each in graph.input})}
         gives = [name for name in made if last_use.get(name, -1) > i]
-        yield _Part(nodes, [name for name in used if name not in inner], gives)
+        shows = [name for name in made if name in watch]
+        yield _Part(nodes, [name for name in used if name not in inner], gives, shows)
 
 
 def _session(
@@ -152,7 +159,10 @@ def _session(
         part.nodes,
         whole.name,
         [declared[name] if name in declared else _declared(name, values[name]) for name in part.takes],
-        [declared.get(name, onnx.ValueInfoProto(name=name)) for name in part.gives],
+        [
+            declared.get(name, onnx.ValueInfoProto(name=name))
+            for name in dict.fromkeys(part.gives + part.shows)
+        ],
         [each for each in whole.initializer if each.name in used],
     )
     cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
@@ -186,14 +196,17 @@ def _run(
             cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
         if name in cache or name in call.values:
             binding.bind_ortvalue_input(name, cache.get(name) or call.values[name])
-    for name in part.gives:
+    wanted = list(dict.fromkeys(part.gives + part.shows * call.watched))
+    for name in wanted:
         if name in kept:
             binding.bind_ortvalue_output(name, cache[kept[name]])
         else:
             binding.bind_output(name)
     session.run_with_iobinding(binding)
-    for name, value in zip(part.gives, binding.get_outputs_as_ortvaluevector(), strict=True):
-        if name not in kept:
+    for name, value in zip(wanted, binding.get_outputs_as_ortvaluevector(), strict=True):
+        if call.watched and name in part.shows:
+            call.seen[name] = value.numpy()[0].astype(np.float32)
+        if name in part.gives and name not in kept:
             # A copy: a value that onnxruntime allocated keeps the memory of its session.
             call.values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value.numpy()))
 

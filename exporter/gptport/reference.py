@@ -34,10 +34,12 @@ class Reference:
     Attributes:
         ids: rows of consecutive text, int64 [rows, tokens].
         logits: float32 [rows, tokens, vocab].
+        hidden_states: after each layer, of the first row: float32 [layers, tokens, features]; no layers unless asked for.
     """
 
     ids: NDArray[np.int64]
     logits: NDArray[np.float32]
+    hidden_states: NDArray[np.float32]
 
 
 def evaluation_text(path: Path | None) -> str:
@@ -59,15 +61,31 @@ def evaluation_text(path: Path | None) -> str:
     return text
 
 
-def reference(checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, text: str) -> Reference:
-    """Run the checkpoint in torch on the beginning of a text, in rows of consecutive tokens."""
+def reference(
+    checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, text: str, layers_path: str | None = None
+) -> Reference:
+    """Run the checkpoint in torch on the beginning of a text, in rows of consecutive tokens.
+
+    `layers_path` names the list of decoder layers, if their hidden states are wanted.
+    """
     found = Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids
     known = np.array([i for i in found if i < checkpoint.spec.vocab_size] or [0], np.int64)
     width = min(ROW_TOKENS, max_length)
     ids = np.resize(known, (ROWS, width))
+    model = in_torch(checkpoint)
+    states: list[NDArray[np.float32]] = []
+    for layer in model.get_submodule(layers_path).children() if layers_path else ():
+        layer.register_forward_hook(lambda _, __, output: states.append(_of_first_row(output)))
     with torch.no_grad():
-        logits = in_torch(checkpoint)(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-    return Reference(ids, logits)
+        logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+    return Reference(ids, logits, np.stack(states) if states else np.zeros((0, width, 0), np.float32))
+
+
+def _of_first_row(output: Any) -> NDArray[np.float32]:
+    """Of what a decoder layer gives: hidden states, or a tuple that begins with them. A copy, which lets the other rows go."""
+    hidden = output if isinstance(output, torch.Tensor) else output[0]
+    first: NDArray[np.float32] = hidden[0].float().numpy().copy()
+    return first
 
 
 def in_torch(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from . import genai
 
 if TYPE_CHECKING:
@@ -28,11 +26,13 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
     """The end of `gptport export`."""
     manifest, parity, spec = result.manifest, result.parity, checkpoint.spec
     fusions = [
-        f"{count} × {_FUSIONS[name]}" for name, count in result.changes.items() if count and name in _FUSIONS
+        f"{count} × {_FUSIONS[name]}"
+        for name, count in result.lowering.changes.items()
+        if count and name in _FUSIONS
     ]
     traced = (
-        f"{result.traced_layers} of {spec.layers} layers"
-        if result.traced_layers < spec.layers
+        f"{result.lowering.traced_layers} of {spec.layers} layers"
+        if result.lowering.traced_layers < spec.layers
         else "every layer"
     )
     longer = (
@@ -46,7 +46,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         step: f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)",
         "genai": _genai(manifest),
         "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
-        "length": f"{manifest.max_length} tokens, {_cache_bytes(manifest):,} bytes of KV cache each{longer}",
+        "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each{longer}",
         "traced": traced,
         "fused": ", ".join(fusions),
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
@@ -54,6 +54,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
         "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {_rise(parity.perplexity_increase)}",
     }
+    rows["report"] = str(result.report)
     return _table(rows)
 
 
@@ -70,7 +71,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         "length": f"{manifest.max_length} tokens",
         "vocabulary": f"{manifest.vocab_size}; begins with {tokens.bos}, ends with {eos}",
         "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}: "
-        f"{_cache_bytes(manifest):,} bytes a token",
+        f"{manifest.cache_bytes_per_token:,} bytes a token",
         "logits": f"of the {manifest.logits} position; largest difference to torch "
         f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
@@ -111,12 +112,6 @@ def _rise(share: float) -> str:
 def _table(rows: dict[str, str]) -> str:
     width = max(map(len, rows)) + 2
     return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
-
-
-def _cache_bytes(manifest: Manifest) -> int:
-    """Bytes of KV cache for one token."""
-    cache = manifest.kv_cache
-    return len(cache.tensors) * cache.kv_heads * cache.head_dim * np.dtype(cache.dtype).itemsize
 
 
 def _megabytes(size: int) -> str:

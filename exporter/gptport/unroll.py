@@ -147,7 +147,8 @@ def _stamp(
             num_outputs=len(node.outputs),
             version=node.version,
         )
-        copy.metadata_props.update(node.metadata_props)
+        scope = node.metadata_props.get("scope", "")
+        copy.metadata_props["scope"] = _renamed(f"{scope}.", layers_path, 1, index)[:-1]
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.name = _renamed(str(old.name), layers_path, 1, index)
             new.name = f"layer{index}.{old.name}" if new.name == old.name else new.name

@@ -6,7 +6,7 @@ that batch, all with past and present in the same memory, against an uncached fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,21 @@ _DECODE_STEPS = 4
 
 
 @dataclass(frozen=True)
+class LayerDifference:
+    """How far the hidden states after a layer are from the checkpoint's: ‖difference‖₂ / ‖checkpoint's‖₂ of a position.
+
+    Attributes:
+        layer: its number, from 0.
+        median: over the positions of the first row of the text.
+        largest: of them.
+    """
+
+    layer: int
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class Parity:
     """How close the graph is.
 
@@ -43,10 +58,12 @@ class Parity:
         max_abs_logit: the largest logit of the checkpoint, for scale.
         greedy_agreement: share of positions whose likeliest token is the same.
         text_tokens: tokens of the evaluation text.
+        row_tokens: of a row of it.
         text_greedy_agreement: share of its positions whose likeliest next token is the same.
         checkpoint_perplexity: of the text, by the checkpoint.
         perplexity: of the text, by the graph.
         differences: the largest difference of a logit at each position of the text.
+        layers: the layers whose hidden states were compared too.
         parts: in how many parts the graph was run, one after the other; 1 if it was run as it is.
     """
 
@@ -55,10 +72,12 @@ class Parity:
     max_abs_logit: float
     greedy_agreement: float
     text_tokens: int
+    row_tokens: int
     text_greedy_agreement: float
     checkpoint_perplexity: float
     perplexity: float
     differences: tuple[float, ...]
+    layers: tuple[LayerDifference, ...]
     parts: int
 
     @property
@@ -90,15 +109,23 @@ class _Compared:
         return found
 
 
-def verify(folder: Path, manifest: Manifest, expected: Reference, precision: Precision) -> Parity:
+def verify(
+    folder: Path,
+    manifest: Manifest,
+    expected: Reference,
+    precision: Precision,
+    hidden_states: Sequence[str] = (),
+) -> Parity:
     """Compare the graph in `folder` with the checkpoint.
+
+    `hidden_states` names the values of the graph that are compared with those of the reference, layer by layer.
 
     Raises:
         VerificationError: a logit differs by more than the precision allows, or is not a number; or the perplexity of the text
             rises by more than it allows.
     """
     runs = _Runs(manifest, expected)
-    count = parts.run(folder, manifest, runs.calls)
+    count = parts.run(folder, manifest, runs.calls, hidden_states)
     compared = list(runs.compared())
     for each in compared:
         if not np.isfinite(each.got).all():
@@ -107,7 +134,11 @@ def verify(folder: Path, manifest: Manifest, expected: Reference, precision: Pre
                 f"the {precision.name} graph gives logits that are not numbers ({each.what}); the first such values come from "
                 f"{culprit}: the range of {precision.name} is too small for this model; use another --precision"
             )
-    parity = _parity(compared, expected, count)
+    seen = runs.calls[0].seen
+    layers = tuple(
+        _layer_difference(i, seen[name], expected.hidden_states[i]) for i, name in enumerate(hidden_states)
+    )
+    parity = _parity(compared, expected, layers, count)
     worst = max(compared, key=lambda each: float(each.differences.max()))
     _check(parity, worst.what, precision)
     return parity
@@ -129,7 +160,16 @@ def _check(parity: Parity, worst: str, precision: Precision) -> None:
         )
 
 
-def _parity(compared: Sequence[_Compared], expected: Reference, count: int) -> Parity:
+def _layer_difference(layer: int, got: NDArray[np.float32], expected: NDArray[np.float32]) -> LayerDifference:
+    """Both [tokens, features]."""
+    norms = np.linalg.norm(expected, axis=1)
+    found = np.linalg.norm(got - expected, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return LayerDifference(layer, float(np.median(found)), float(found.max()))
+
+
+def _parity(
+    compared: Sequence[_Compared], expected: Reference, layers: tuple[LayerDifference, ...], count: int
+) -> Parity:
     agreements = np.concatenate([each.agreements for each in compared])
     text = compared[0]
     return Parity(
@@ -138,10 +178,12 @@ def _parity(compared: Sequence[_Compared], expected: Reference, count: int) -> P
         max_abs_logit=float(max(max(each.expected.max(), -each.expected.min()) for each in compared)),
         greedy_agreement=float(agreements.mean()),
         text_tokens=expected.ids.size,
+        row_tokens=expected.ids.shape[1],
         text_greedy_agreement=float(text.agreements.mean()),
         checkpoint_perplexity=_perplexity(text.expected, expected.ids),
         perplexity=_perplexity(text.got, expected.ids),
         differences=tuple(map(float, text.differences)),
+        layers=layers,
         parts=count,
     )
 
@@ -164,7 +206,7 @@ class _Runs:
         chunked = expected.ids[1][: self._prefill[1]]
         middle = self._middle = len(chunked) // 2
         self.calls = [
-            self._call("text", list(expected.ids), [0] * rows, np.arange(width)[::-1]),
+            replace(self._call("text", list(expected.ids), [0] * rows, np.arange(width)[::-1]), watched=True),
             self._call("chunks", [chunked[:middle]], [0]),
             self._call("chunks", [chunked[middle:]], [middle]),
             self._batch([0] * rows, self._prefill),

@@ -89,6 +89,12 @@ def of(value: ir.Value) -> Weight:
     return weight
 
 
+def names(value: ir.Value) -> tuple[str, ...]:
+    """The parameters that an initializer is made of; none for a constant."""
+    recipe = value.meta.get(_META)
+    return () if recipe is None else (recipe.weight if isinstance(recipe, Part) else recipe).names
+
+
 def transpose(value: ir.Value) -> ir.Value:
     """A new initializer, the transpose of a matrix."""
     weight = of(value)

@@ -12,11 +12,12 @@ import aiohttp
 
 
 class Tab:
-    """One page."""
+    """One page; `errors` is what its console said of them so far."""
 
     def __init__(self, socket):
         self._socket = socket
         self._number = 0
+        self.errors = []
 
     async def call(self, method, **parameters):
         """The result of a method of the protocol."""
@@ -26,6 +27,10 @@ class Tab:
             answer = json.loads(message.data)
             if answer.get("id") == self._number:
                 return answer["result"]
+            if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
+                self.errors.append(answer["params"]["entry"]["text"])
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(answer["params"]["exceptionDetails"]["text"])
         raise ConnectionError("the browser is gone")
 
     async def run(self, script):
@@ -79,6 +84,8 @@ async def tab(chromium, profile, url):
                 session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket,
             ):
                 opened = Tab(socket)
+                await opened.call("Log.enable")
+                await opened.call("Runtime.enable")
                 await opened.call("Page.navigate", url=url)
                 await opened.until("location.href !== 'about:blank' && document.readyState === 'complete'")
                 yield opened

@@ -86,7 +86,7 @@ def row(name: str, folder: Path, tokenizer: Path) -> str:
         return _row(name, "refused", str(error))
     fused = ", ".join(
         f"{count} {rewrite}"
-        for rewrite, count in result.changes.items()
+        for rewrite, count in result.lowering.changes.items()
         if count and rewrite not in ("lower", "cancel_views")
     )
     parity = f"{result.parity.max_abs_logit_difference:.0e} of {result.parity.max_abs_logit:.0f}"

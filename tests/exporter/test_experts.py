@@ -53,7 +53,7 @@ def test_only_the_chosen_experts_are_computed_and_the_logits_are_torchs(
 ):
     checkpoint = request.getfixturevalue(name)
     result = exported(checkpoint)
-    assert result.changes["fuse_experts"] == 3
+    assert result.lowering.changes["fuse_experts"] == 3
     ids = list(range(1, 21))
     sequence = start(next(iter(result.folders.values())))
     got = [sequence.append(ids[:17]), *(sequence.append([token]) for token in ids[17:])]

@@ -73,6 +73,7 @@ def test_a_version_holds_the_graph_its_weights_the_tokenizer_and_the_manifest(ch
         "genai_config.json",
         "generation_config.json",
         "manifest.json",
+        "report.html",
         "tokenizer.json",
         "tokenizer_config.json",
     }
@@ -294,7 +295,7 @@ def test_fp16_computes_in_half_precision_and_gives_float32_logits(
 
 
 def test_two_layers_are_traced_and_stamped_out(checkpoint, exported):
-    assert exported(checkpoint).traced_layers == 2
+    assert exported(checkpoint).lowering.traced_layers == 2
 
 
 def test_stamping_out_gives_what_tracing_every_layer_gives(
@@ -302,7 +303,7 @@ def test_stamping_out_gives_what_tracing_every_layer_gives(
 ):
     monkeypatch.setattr(graphs, "TRACED_LAYERS", 3)
     whole = export_to(checkpoint, tmp_path)
-    assert whole.traced_layers == 3
+    assert whole.lowering.traced_layers == 3
     versions = [each.folders[checkpoint.name] for each in (exported(checkpoint), whole)]
     assert operators(versions[0]) == operators(versions[1])
     stamped, traced = (start(version).append(tokens(30)) for version in versions)
@@ -311,7 +312,7 @@ def test_stamping_out_gives_what_tracing_every_layer_gives(
 
 def test_layers_that_differ_are_all_traced(gpt2_by_layer, exported):
     result = exported(gpt2_by_layer)
-    assert result.traced_layers == 4
+    assert result.lowering.traced_layers == 4
     nodes = onnx.load(result.folders["gpt2_by_layer"] / GRAPH, load_external_data=False).graph.node
     scales = [
         attribute.f

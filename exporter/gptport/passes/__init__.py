@@ -46,12 +46,19 @@ class Context:
     quantization: Quantization | None = None
 
 
-def run(model: ir.Model, passes: Sequence[Pass], context: Context) -> dict[str, int]:
-    """Run the passes in order; the result says how many places each of them changed."""
+def run(
+    model: ir.Model,
+    passes: Sequence[Pass],
+    context: Context,
+    watch: Callable[[str, int], None] = lambda *_: None,
+) -> dict[str, int]:
+    """Run the passes in order; the result says how many places each of them changed, and `watch` is told after each."""
     changed: dict[str, int] = {}
     for rewrite in passes:
-        changed[rewrite.__name__] = changed.get(rewrite.__name__, 0) + rewrite(model.graph, context)
+        places = rewrite(model.graph, context)
+        changed[rewrite.__name__] = changed.get(rewrite.__name__, 0) + places
         tidy(model)
+        watch(rewrite.__name__, places)
     return changed
 
 

@@ -1,0 +1,127 @@
+"""report.html: what an export made and measured, as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from rich.filesize import decimal
+
+from ..dialects import onnxruntime as dialect
+from . import charts
+from .layer_picture import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..graph import Lowering
+    from ..manifest import Manifest
+    from ..precision import Precision
+    from ..spec import ModelSpec
+    from ..verify import Parity
+
+FILE_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the page says.
+
+    Attributes:
+        manifest: of the version, as it is before the page is a file of it.
+        spec: what the checkpoint is.
+        lowering: how the graph came to be.
+        parity: how close it is to the checkpoint.
+        precision: what that had to be.
+        command: what made it, as it was typed.
+    """
+
+    manifest: Manifest
+    spec: ModelSpec
+    lowering: Lowering
+    parity: Parity
+    precision: Precision
+    command: str
+
+
+def page(facts: Facts) -> str:
+    """The page. What it lacks is an error, and every text is escaped."""
+    here = resources.files(__package__)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"size": decimal, "share": lambda value: f"{value:.1%}"}
+    template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
+    style = (here / "style.css").read_text(encoding="utf-8")
+    return template.render(style=style, **_said(facts)) + "\n"
+
+
+def _said(facts: Facts) -> dict[str, Any]:
+    """What the template speaks of."""
+    parity, lowering = facts.parity, facts.lowering
+    allowed = facts.precision.tolerance * parity.max_abs_logit
+    total = sum(each.bytes for each in lowering.sizes)
+    tied = "head" not in {each.part for each in lowering.sizes}
+    names = {"embedding": "embedding, head (tied)"} if tied else {}
+    return {
+        "manifest": facts.manifest,
+        "spec": facts.spec,
+        "parity": parity,
+        "precision": facts.precision,
+        "lowering": lowering,
+        "command": facts.command,
+        "allowed": allowed,
+        "quantiles": [(f"{q:.0%}", float(np.quantile(parity.differences, q))) for q in (0.5, 0.9, 0.99)],
+        "by_position": charts.by_position(parity.differences, parity.row_tokens, allowed),
+        "by_layer": charts.by_layer(
+            [each.median for each in parity.layers], [each.largest for each in parity.layers]
+        )
+        if parity.layers
+        else None,
+        "total_bytes": total,
+        "parameters": sum(each.parameters for each in lowering.sizes),
+        "sizes": [
+            (f"part{i}", names.get(each.part, each.part), each, each.bytes / total)
+            for i, each in enumerate(lowering.sizes)
+        ],
+        "bar": charts.stacked([(f"part{i}", each.bytes / total) for i, each in enumerate(lowering.sizes)]),
+        "rewrites": _rewrites(lowering),
+        "idle": [name for name, places in lowering.changes.items() if not places],
+        "operators": _operators(lowering),
+        "before": picture(lowering.before),
+        "after": picture(lowering.after),
+    }
+
+
+def _rewrites(lowering: Lowering) -> list[tuple[str, str, int, str, int]]:
+    """(pass, what it is for, places, how the layer changed, its nodes afterwards) for each that changed something."""
+    rows = []
+    now: Mapping[str, int] = lowering.before.operators
+    for each in lowering.rewrites:
+        then, now = now, dict(each.operators)
+        if each.places:
+            gone = [f"−{n} {op}" for op in then if (n := then[op] - now.get(op, 0)) > 0]
+            new = [f"+{n} {op}" for op in now if (n := now[op] - then.get(op, 0)) > 0]
+            rows.append(
+                (each.name, _purpose(each.name), each.places, ", ".join(gone + new), sum(now.values()))
+            )
+    return rows
+
+
+def _purpose(name: str) -> str:
+    """The first line of what a pass says of itself."""
+    rewrite = next(each for each in dialect.PASSES if each.__name__ == name)
+    module = sys.modules[rewrite.__module__]
+    said = inspect.getdoc(rewrite if module is dialect else module) or ""
+    return said.splitlines()[0]
+
+
+def _operators(lowering: Lowering) -> list[tuple[str, int, int]]:
+    """(operator, nodes of the layer before, after)."""
+    before, after = lowering.before.operators, lowering.after.operators
+    return [(op, before[op], after[op]) for op in dict.fromkeys([*before, *after])]
