@@ -149,6 +149,9 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         help="tokens a sequence may have (default: the checkpoint's, at most 2048)",
     )
     command.add_argument(
+        "--lora", action="store_true", help="let the graph take LoRA adapters; see gptport export-adapter"
+    )
+    command.add_argument(
         "--allow-pickle",
         action="store_true",
         help="read pickled weights, which can run any code their author wrote",

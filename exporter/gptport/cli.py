@@ -6,11 +6,9 @@ commands that look after a repository are in `repository_commands/`, those that 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -128,6 +126,7 @@ def _export(options: argparse.Namespace) -> None:
             options.keep,
             serving,
             options.typed,
+            adapters=options.lora,
         )
     put(report.exported(exported, source))
 
@@ -159,7 +158,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
         put(operator_counts.counted(folder, found))
     else:
-        put(json.dumps(asdict(found), indent=2) if options.json else report.inspected(folder, found))
+        put(found.to_json().rstrip() if options.json else report.inspected(folder, found))
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {

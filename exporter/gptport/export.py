@@ -17,8 +17,10 @@ from . import repository as repositories
 from .allocator import return_large_blocks, use_huge_pages
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
-from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Tensor, Tokens
+from .lora import stretches
+from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Projection, Tensor, Tokens
 from .packed import block_size
+from .passes.add_adapters import DOWN, ROWS, UP, adapted
 from .reference import evaluation_text, reference
 from .versions import served
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .console import Steps
     from .precision import Precision
+    from .weights import Weight
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
@@ -81,6 +84,8 @@ def export(
     keep: int | None = None,
     serving: triton_config.Serving | None = None,
     command: str = "gptport.export.export",
+    *,
+    adapters: bool = False,
 ) -> Exported:
     """Export a checkpoint as the models `name` and `name`_step.
 
@@ -93,6 +98,7 @@ def export(
         keep: older versions that stay; None for all.
         serving: where and how the models are to run.
         command: what the report names as having made it.
+        adapters: whether the graph takes LoRA adapters.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
@@ -105,6 +111,8 @@ def export(
     length = _max_length(checkpoint, max_length)
     serving = serving or triton_config.Serving()
     serving.check(precision.dtype_name)
+    if adapters and precision.dtype_name == "bfloat16":
+        raise UsageError(f"--lora does not go with {precision.name}: adapters are float32 or float16")
     precision = _as_stored(checkpoint, precision)
     text = evaluation_text(evaluation)
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
@@ -116,7 +124,7 @@ def export(
             with steps.step("Calibrating"):
                 hessians = calibration.hessians(checkpoint, tokenizer["tokenizer.json"], length, text)
         with steps.step("Tracing the graph"):
-            built = graphs.build(checkpoint, precision, length, hessians)
+            built = graphs.build(checkpoint, precision, length, hessians, adapters=adapters)
         manifest = _manifest(built.model, checkpoint, name, precision, length)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
@@ -228,12 +236,29 @@ def _manifest(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         optional_inputs=tuple(optional),
-        roles={tensor.name: tensor.name for tensor in (*inputs[:3], *optional, outputs[0])},
+        lora=tuple(_projection(*each, checkpoint) for each in adapted(model.graph).items()),
+        roles={
+            name: name
+            for name in (*(each.name for each in inputs[:3]), dialect.LOGITS_OFFSETS, outputs[0].name)
+        },
         kv_cache=KVCache(spec.layers, spec.kv_heads, spec.head_dim, pasts[0].dtype, tensors),
         source={},
         verification={},
         tools={},
         files={},
+    )
+
+
+def _projection(branch: str, weight: Weight, checkpoint: Checkpoint) -> Projection:
+    """What a branch for adapters stands beside, by the names of the checkpoint."""
+    modules = [name.removesuffix(".weight") for name in weight.names]
+    features = [checkpoint.shape(name)[weight.axis] for name in weight.names]
+    return Projection(
+        modules=dict(zip(modules, features, strict=True)),
+        order=stretches(weight.order),
+        down=branch + DOWN,
+        up=branch + UP,
+        rows=branch + ROWS,
     )
 
 

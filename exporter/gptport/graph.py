@@ -86,8 +86,10 @@ def build(
     precision: Precision,
     max_length: int,
     hessians: Mapping[str, torch.Tensor] | None = None,
+    *,
+    adapters: bool = False,
 ) -> Graph:
-    """The graph of a checkpoint; `hessians` are for gptq.
+    """The graph of a checkpoint, if asked for one that takes LoRA adapters; `hessians` are for gptq.
 
     Raises:
         UnsupportedModel: the architecture cannot be exported exactly.
@@ -102,7 +104,11 @@ def build(
         traced = trace(config, spec, spec.layers, precision.dtype)
         model = unroll.unroll(traced, spec.layers)
     context = passes.Context(
-        spec, max_length, lambda module: rotary_tables(config, module, max_length), precision.quantization
+        spec,
+        max_length,
+        lambda module: rotary_tables(config, module, max_length),
+        precision.quantization,
+        adapters,
     )
     graph, layers_path = model.graph, traced.layers_path
     watched = min(

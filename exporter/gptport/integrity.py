@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from . import adapters
+from .errors import RepositoryError
 from .manifest import FILE_NAME, File
 
 if TYPE_CHECKING:
@@ -21,9 +23,22 @@ def damage(folder: Path, manifest: Manifest) -> list[str]:
         found = list(threads.map(lambda name: _damage(folder / name, manifest.files[name]), manifest.files))
     there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     extra = sorted(
-        name for name in there - manifest.files.keys() - {FILE_NAME} if not name.endswith(_CONFIGURATION)
+        name
+        for name in there - manifest.files.keys() - {FILE_NAME, adapters.FOLDER}
+        if not name.endswith(_CONFIGURATION)
     )
-    return [*filter(None, found), *(f"{folder / name} is not in the manifest" for name in extra)]
+    return [
+        *filter(None, found),
+        *(f"{folder / name} is not in the manifest" for name in extra),
+        *(wrong for adapter in adapters.there(folder) if (wrong := _adapter_damage(adapter))),
+    ]
+
+
+def _adapter_damage(folder: Path) -> str | None:
+    try:
+        return _damage(folder / adapters.WEIGHTS, adapters.described(folder))
+    except RepositoryError as error:
+        return str(error)
 
 
 def _damage(path: Path, expected: File) -> str | None:

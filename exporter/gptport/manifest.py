@@ -48,6 +48,24 @@ class KVCache:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """A product with a matrix that LoRA adapters may add to, by three optional inputs of the graph.
+
+    Attributes:
+        modules: of the checkpoint, and how many features each gives; the product has them side by side.
+        order: stretches [first, end) of those features, as the product has them; none for as they are.
+        down, up: the inputs for the matrices, [in, rank] and [rank, out].
+        rows: the input [batch, 1, rank] that says which of the rank's columns are meant for which row.
+    """
+
+    modules: dict[str, int]
+    order: tuple[tuple[int, int], ...]
+    down: str
+    up: str
+    rows: str
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Special tokens."""
 
@@ -93,6 +111,7 @@ class Manifest:
     tools: dict[str, str]
     files: dict[str, File]
     optional_inputs: tuple[Tensor, ...] = ()
+    lora: tuple[Projection, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -108,8 +127,11 @@ class Manifest:
         return self.files["tokenizer.json"].sha256
 
     def to_json(self) -> str:
-        """As it is written."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """As it is written; `lora` only where the graph takes adapters."""
+        document = asdict(self)
+        if not self.lora:
+            del document["lora"]
+        return json.dumps(document, indent=2) + "\n"
 
 
 def version_folder(model: Path) -> Path:
@@ -159,6 +181,10 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         "optional_inputs": _tensors(document["optional_inputs"]),
         "kv_cache": KVCache(
             **{**cache, "tensors": tuple(CacheTensor(**tensor) for tensor in cache["tensors"])}
+        ),
+        "lora": tuple(
+            Projection(**{**each, "order": tuple(map(tuple, each["order"]))})
+            for each in document.get("lora", ())
         ),
         "files": {name: File(**file) for name, file in document["files"].items()},
     }

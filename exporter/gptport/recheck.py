@@ -36,17 +36,22 @@ def recheck(
     """
     known = manifest.read(folder)
     text = evaluation_text(evaluation)
+    check_source(folder, known, checkpoint)
+    with steps.step("Running the checkpoint in torch"):
+        tokenizer = (folder / "tokenizer.json").read_bytes()
+        expected = reference(checkpoint, tokenizer, known.max_length, text)
+    with steps.step("Comparing the graph with it"):
+        return verify.verify(folder, known, expected, allowed(known))
+
+
+def check_source(folder: Path, known: Manifest, checkpoint: Checkpoint) -> None:
+    """VerificationError unless a version was made from this checkpoint."""
     sha256 = checkpoint.sha256.result()
     if sha256 != known.source["sha256"]:
         raise VerificationError(
             f"{checkpoint.directory} is not the checkpoint that {folder} was made from: its sha256 is {sha256}, "
             f"the manifest says {known.source['sha256']}"
         )
-    with steps.step("Running the checkpoint in torch"):
-        tokenizer = (folder / "tokenizer.json").read_bytes()
-        expected = reference(checkpoint, tokenizer, known.max_length, text)
-    with steps.step("Comparing the graph with it"):
-        return verify.verify(folder, known, expected, allowed(known))
 
 
 def allowed(known: Manifest) -> Precision:

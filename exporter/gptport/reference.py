@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from .errors import CheckpointError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -62,9 +62,14 @@ def evaluation_text(path: Path | None) -> str:
 
 
 def reference(
-    checkpoint: Checkpoint, tokenizer_json: bytes, max_length: int, text: str, layers_path: str | None = None
+    checkpoint: Checkpoint,
+    tokenizer_json: bytes,
+    max_length: int,
+    text: str,
+    layers_path: str | None = None,
+    adapt: Callable[[PreTrainedModel], None] = lambda _: None,
 ) -> Reference:
-    """Run the checkpoint in torch on the beginning of a text, in rows of consecutive tokens.
+    """Run the checkpoint in torch, changed by `adapt`, on the beginning of a text, in rows of consecutive tokens.
 
     `layers_path` names the list of decoder layers, if their hidden states are wanted.
     """
@@ -73,6 +78,7 @@ def reference(
     width = min(ROW_TOKENS, max_length)
     ids = np.resize(known, (ROWS, width))
     model = in_torch(checkpoint)
+    adapt(model)
     states: list[NDArray[np.float32]] = []
     for layer in model.get_submodule(layers_path).children() if layers_path else ():
         layer.register_forward_hook(lambda _, __, output: states.append(_of_first_row(output)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from . import parts
 from .errors import VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -115,8 +116,9 @@ def verify(
     expected: Reference,
     precision: Precision,
     hidden_states: Sequence[str] = (),
+    optional: Mapping[str, NDArray[np.generic]] = MappingProxyType({}),
 ) -> Parity:
-    """Compare the graph in `folder` with the checkpoint.
+    """Compare the graph in `folder`, given these of its optional inputs, with the checkpoint.
 
     `hidden_states` names the values of the graph that are compared with those of the reference, layer by layer.
 
@@ -124,7 +126,7 @@ def verify(
         VerificationError: a logit differs by more than the precision allows, or is not a number; or the perplexity of the text
             rises by more than it allows.
     """
-    runs = _Runs(manifest, expected)
+    runs = _Runs(manifest, expected, optional)
     count = parts.run(folder, manifest, runs.calls, hidden_states)
     compared = list(runs.compared())
     for each in compared:
@@ -197,8 +199,11 @@ def _perplexity(logits: Logits, ids: NDArray[np.int64]) -> float:
 class _Runs:
     """The calls that are compared."""
 
-    def __init__(self, manifest: Manifest, expected: Reference) -> None:
+    def __init__(
+        self, manifest: Manifest, expected: Reference, optional: Mapping[str, NDArray[np.generic]]
+    ) -> None:
         self._manifest = manifest
+        self._optional = optional
         self._expected = expected
         rows, width = expected.ids.shape
         self._prefill = [min(n, width) for n in _PREFILL]
@@ -253,4 +258,4 @@ class _Runs:
             "logits_offsets": np.zeros(1, np.int64) if offsets is None else offsets,
         }
         named = {self._manifest.roles[role]: np.ascontiguousarray(value) for role, value in inputs.items()}
-        return parts.Call(cache, len(rows), self._expected.ids.shape[1], named)
+        return parts.Call(cache, len(rows), self._expected.ids.shape[1], {**named, **self._optional})

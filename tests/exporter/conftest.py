@@ -149,10 +149,13 @@ def export_to() -> Callable[..., Exported]:
         precision: Any = "fp32",
         max_length: int | None = None,
         keep: int | None = None,
+        adapters: bool = False,
     ) -> Exported:
         chosen = by_name(precision) if isinstance(precision, str) else precision
         source = open_checkpoint(str(checkpoint))
-        return export(source, repository, source.name, chosen, max_length, Steps(), keep=keep)
+        return export(
+            source, repository, source.name, chosen, max_length, Steps(), keep=keep, adapters=adapters
+        )
 
     return run
 

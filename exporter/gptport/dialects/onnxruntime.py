@@ -10,6 +10,7 @@ from .. import weights
 from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from ..passes import constant, insert_before, replace_value
+from ..passes.add_adapters import add_adapters
 from ..passes.arrange_projections import arrange_projections
 from ..passes.cancel_views import cancel_views
 from ..passes.fold_partial_rotary import fold_partial_rotary
@@ -141,6 +142,7 @@ PASSES = (
     cancel_views,
     fuse_skip_norm,
     fuse_bias_activation,
+    add_adapters,
     quantize_matrices,
     lower,
 )

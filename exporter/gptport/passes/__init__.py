@@ -38,12 +38,14 @@ class Context:
         max_length: tokens a sequence may have.
         rotary: path of a rotary module → its cosines and sines, each float32 [max_length, head_dim / 2].
         quantization: how matrices are stored, if not as they are.
+        adapters: whether the graph takes LoRA adapters.
     """
 
     spec: ModelSpec
     max_length: int
     rotary: Callable[[str], tuple[NDArray[np.float32], NDArray[np.float32]]]
     quantization: Quantization | None = None
+    adapters: bool = False
 
 
 def run(

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from .. import weights
 from ..operators import DOMAIN
 from . import constant, insert_before, is_op, replace_value
+from .add_adapters import is_head
 
 if TYPE_CHECKING:
     from ..precision import Quantization
@@ -32,16 +33,10 @@ def quantize_matrices(graph: ir.Graph, context: Context) -> int:
         return 0
     linears = [node for node in graph if is_op(node, "Linear", DOMAIN)]
     for node in linears:
-        in_eight_bits = _is_head(node) and quantization.head_bits == 8
+        in_eight_bits = is_head(node) and quantization.head_bits == 8
         _quantize_linear(graph, node, _in_eight_bits(node, quantization) if in_eight_bits else quantization)
     gathers = [node for node in graph if _is_embedding(graph, node, context)]
     return len(linears) + sum(_quantize_embedding(graph, node, quantization) for node in gathers)
-
-
-def _is_head(node: ir.Node) -> bool:
-    """Whether it computes on [B, features]: only the head does, after the last position was taken."""
-    x = node.inputs[0]
-    return x is not None and x.shape is not None and len(x.shape) == 2
 
 
 def _in_eight_bits(node: ir.Node, quantization: Quantization) -> Quantization:

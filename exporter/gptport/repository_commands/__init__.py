@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from . import doctor, rollback, verify, view
+from . import doctor, export_adapter, rollback, verify, view
 
-COMMANDS = {"verify": verify, "rollback": rollback, "doctor": doctor, "view": view}
+COMMANDS = {
+    "export-adapter": export_adapter,
+    "verify": verify,
+    "rollback": rollback,
+    "doctor": doctor,
+    "view": view,
+}
