@@ -15,6 +15,9 @@ import pytest
 
 from gptport import cli, integrity, manifest, report_page
 from gptport.precision import by_name
+from gptport.report_page.charts import Axes
+from gptport.report_page.layered import layout
+from gptport.report_page.numbers import change, number
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "link", "br"}
@@ -84,7 +87,7 @@ def test_it_says_what_the_manifest_says(result, page):
     measured = known.verification
     assert f"{measured['perplexity']:.5g}" in text
     assert f"{measured['greedy_agreement']:.1%} of {measured['tokens']} positions" in text
-    assert f"{measured['max_abs_logit_difference']:.2g}" in text
+    assert f"{number(measured['max_abs_logit_difference'])}, of logits up to" in text
     assert known.source["sha256"] in text
     for tool, version in known.tools.items():
         assert f"{tool} {version}" in text
@@ -126,7 +129,7 @@ def test_every_layer_is_compared(result, page):
     layers = result.parity.layers
     assert [each.layer for each in layers] == [0, 1, 2]
     assert all(0 < each.median <= each.largest < 1e-5 for each in layers)
-    assert f"{layers[-1].median:.2g} after the last" in Read(page).text
+    assert f"{number(layers[-1].median)} after the last" in Read(page).text
 
 
 def test_layers_are_compared_of_a_graph_that_is_run_in_parts(llama, export_to, tmp_path, monkeypatch):
@@ -190,6 +193,41 @@ def test_the_command_is_named_and_the_last_line_names_the_page(llama, tmp_path, 
     assert last == ["report", f"{tmp_path}/mine/1/report.html"]
     text = Read((tmp_path / "mine" / "1" / "report.html").read_text()).text
     assert f"gptport export {llama} --repository {tmp_path} --name mine" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.31, "0.31"), (4.26e-6, "4.3 × 10⁻⁶"), (1e-7, "10⁻⁷"), (76.2, "76"), (0.0, "0")]
+)
+def test_numbers_are_written_as_people_do(value, said):
+    assert number(value) == said
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.155, "+15.50%"), (-0.004, "−0.40%"), (-1e-9, "no change")])
+def test_changes_have_a_sign_or_are_none(value, said):
+    assert change(value) == said
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [3e-8, 1.6e-7], [1e-6, 1e-3], [5.0, 5.0], [1e-12, 1e6], [0.0, 2e-5]]
+)
+def test_a_scale_holds_its_values_between_a_few_ticks(values):
+    axes = Axes.around(64, values)
+    assert 2 <= len(axes.ticks) <= 8
+    assert all(axes.ticks[0] <= value <= axes.ticks[-1] for value in values if value)
+    assert all(axes.y(axes.ticks[-1]) <= axes.y(value) <= axes.y(axes.ticks[0]) for value in values)
+
+
+def test_boxes_stand_below_what_they_take_and_apart():
+    """A layer with three projections, and an edge that passes them all."""
+    edges = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4), (0, 5), (4, 5)]
+    placed = layout([60, 90, 80, 70, 120, 50], edges, 10)
+    assert placed.ranks == (0, 1, 1, 1, 2, 3)
+    assert all(placed.ranks[a] < placed.ranks[b] for a, b in edges)
+    left, middle, right = sorted(zip(placed.centers[1:4], (90, 80, 70), strict=True))
+    assert left[0] + left[1] / 2 + 10 <= middle[0] - middle[1] / 2
+    assert middle[0] + middle[1] / 2 + 10 <= right[0] - right[1] / 2
+    assert len(placed.bends[0, 5]) == 2
+    assert len(set(placed.bends[0, 5])) == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")

@@ -15,6 +15,7 @@ from rich.filesize import decimal
 from ..dialects import onnxruntime as dialect
 from . import charts
 from .layer_picture import picture
+from .numbers import change, number, share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +56,7 @@ def page(facts: Facts) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"size": decimal, "share": lambda value: f"{value:.1%}"}
+    environment.filters |= {"size": decimal, "number": number, "share": share, "change": change}
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
     style = (here / "style.css").read_text(encoding="utf-8")
     return template.render(style=style, **_said(facts)) + "\n"
@@ -76,7 +77,7 @@ def _said(facts: Facts) -> dict[str, Any]:
         "lowering": lowering,
         "command": facts.command,
         "allowed": allowed,
-        "quantiles": [(f"{q:.0%}", float(np.quantile(parity.differences, q))) for q in (0.5, 0.9, 0.99)],
+        "quantiles": [(q, float(np.quantile(parity.differences, q))) for q in (0.5, 0.9, 0.99)],
         "by_position": charts.by_position(parity.differences, parity.row_tokens, allowed),
         "by_layer": charts.by_layer(
             [each.median for each in parity.layers], [each.largest for each in parity.layers]
@@ -118,7 +119,7 @@ def _purpose(name: str) -> str:
     rewrite = next(each for each in dialect.PASSES if each.__name__ == name)
     module = sys.modules[rewrite.__module__]
     said = inspect.getdoc(rewrite if module is dialect else module) or ""
-    return said.splitlines()[0]
+    return said.splitlines()[0].replace("`", "")
 
 
 def _operators(lowering: Lowering) -> list[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-"""Charts of one figure each: what is measured upwards, on a scale of powers of ten, and what it belongs to along the bottom."""
+"""Charts of one figure each: what is measured upwards, on a logarithmic scale, and what it belongs to along the bottom."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .numbers import number
 from .svg import drawing, element
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 460, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 26, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 8, 30, 40
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,24 @@ class Axes:
 
     Attributes:
         last: the whole number at the right end of the bottom, which begins with 0.
-        low, high: powers of ten, upwards.
+        ticks: upwards, ascending; the first and the last are the ends.
     """
 
     last: int
-    low: int
-    high: int
+    ticks: tuple[float, ...]
 
     @classmethod
     def around(cls, last: int, values: Sequence[float]) -> Axes:
-        """Axes that hold all values; those that are 0 lie on the bottom."""
+        """Axes that hold all values; those that are 0 lie on the bottom. Ticks are 1, 2 and 5, or powers of ten, of several."""
         positive = [value for value in values if value > 0] or [1.0]
-        low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
-        return cls(last, low, max(high, low + 1))
+        low, high = min(positive), max(positive)
+        powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+        digits = (1, 2, 5) if high / low < 50 else (1,)
+        steps = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        first = max(i for i, step in enumerate(steps) if step <= low)
+        end = min(i for i, step in enumerate(steps) if step >= high and i > first)
+        every = math.ceil((end - first) / 6)
+        return cls(last, tuple(steps[first : end + every : every]))
 
     def x(self, at: float) -> float:
         """Where a number lies along the bottom."""
@@ -44,28 +50,25 @@ class Axes:
 
     def y(self, value: float) -> float:
         """Where a value lies upwards."""
-        height = HEIGHT - _TOP - _BOTTOM
-        level = math.log10(value) if value > 0 else self.low
-        return _TOP + height - (max(level, self.low) - self.low) / (self.high - self.low) * height
+        low, high = math.log10(self.ticks[0]), math.log10(self.ticks[-1])
+        level = max(math.log10(value), low) if value > 0 else low
+        return HEIGHT - _BOTTOM - (level - low) / (high - low) * (HEIGHT - _TOP - _BOTTOM)
 
     def drawn(self, across: str, upwards: str) -> list[Element]:
         """Grid, ticks and names of both axes."""
-        step = max(1, math.ceil((self.high - self.low) / 6))
         parts = [element("text", upwards, x=0, y=12, class_="name")]
-        for power in range(self.low, self.high + 1, step):
-            y = self.y(10.0**power)
+        for tick in self.ticks:
+            y = self.y(tick)
             parts.append(element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
-            label = element("text", "10", x=_LEFT - 8, y=y + 4, class_="end")
-            label.append(element("tspan", f"{power}".replace("-", "−"), dy=-5, font_size=8))
-            parts.append(label)
+            parts.append(element("text", number(tick, 1), x=_LEFT - 8, y=y + 4, class_="end"))
         below = [
             element("text", str(at), x=self.x(at), y=HEIGHT - _BOTTOM + 16, class_="middle")
-            for at in self._ticks()
+            for at in self._numbers()
         ]
         middle = (_LEFT + WIDTH - _RIGHT) / 2
         return [*parts, *below, element("text", across, x=middle, y=HEIGHT - 6, class_="middle name")]
 
-    def _ticks(self) -> list[int]:
+    def _numbers(self) -> list[int]:
         step = next(
             size
             for power in range(9)
@@ -85,7 +88,7 @@ def by_position(differences: Sequence[float], width: int, allowed: float) -> Mar
     limit = axes.y(allowed)
     line = [
         element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=limit, y2=limit, class_="limit"),
-        element("text", f"allowed: {allowed:.2g}", x=WIDTH - _RIGHT, y=limit - 5, class_="end name"),
+        element("text", f"allowed: {number(allowed)}", x=WIDTH - _RIGHT, y=limit - 5, class_="end name"),
     ]
     parts = [*axes.drawn("position of the token in its row", "largest difference of a logit"), *line, *dots]
     return drawing(WIDTH, HEIGHT, "The largest logit difference at each position", parts, "chart")
@@ -112,4 +115,4 @@ def stacked(shares: Sequence[tuple[str, float]]) -> Markup:
         parts.append(element("rect", x=x, y=0, width=share * width, height=26, class_=class_))
         x += share * width
     title = "Size by part: " + ", ".join(f"{share:.1%}" for _, share in shares)
-    return drawing(width, 26, title, parts, "bar")
+    return drawing(width, 26, title, parts, "bar", "none")

@@ -7,7 +7,7 @@ a place in each; ranks are ordered by the mean of their neighbours; then boxes m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,7 +53,12 @@ def layout(widths: Sequence[float], edges: Sequence[Edge], gap: float) -> Layout
         near[a].append(b)
         near[b].append(a)
     rows = [[i for i, rank in enumerate(rank_of) if rank == wanted] for wanted in range(max(rank_of) + 1)]
-    centers = _centers(rows, sizes, near, rank_of, gap)
+    # What only enters or leaves, or passes several ranks, finds its place beside what is firm.
+    short = {path[0] for path in paths.values() if len(path) == 1}
+    firm = [len(near[i]) > 1 if i < len(widths) else i in short for i in range(len(sizes))]
+    centers = _centers(rows, sizes, near, rank_of, firm, gap)
+    for path in paths.values():
+        _straighten(path, rows, rank_of, sizes, centers)
     left = min(center - size / 2 for center, size in zip(centers, sizes, strict=True))
     centers = [center - left for center in centers]
     width = max(center + size / 2 for center, size in zip(centers, sizes, strict=True))
@@ -73,39 +78,73 @@ def _ranks(count: int, edges: Sequence[Edge]) -> list[int]:
 
 
 def _centers(
-    rows: list[list[int]], sizes: list[float], near: list[list[int]], rank_of: list[int], gap: float
+    rows: list[list[int]],
+    sizes: list[float],
+    near: list[list[int]],
+    rank_of: list[int],
+    firm: Sequence[bool],
+    gap: float,
 ) -> list[float]:
+    """Looking down and up in turns, find the order in each row, then the places."""
     centers = [0.0] * len(sizes)
-    for row in rows:
-        _pack(row, [0.0] * len(row), sizes, centers, gap)
-    for sweep in range(2 * _SWEEPS):
-        down = sweep % 2 == 0
+    for sweep in range(2 * _SWEEPS + 1):
+        down, ordering = sweep % 2 == 0, sweep < _SWEEPS
         for row in rows if down else rows[::-1]:
-            wanted = {}
+            wanted = list(centers)
             for i in row:
-                sides = [j for j in near[i] if (rank_of[j] < rank_of[i]) == down]
-                if sweep >= _SWEEPS:  # ordered by now: settle between both sides
-                    sides = near[i]
-                wanted[i] = sum(centers[j] for j in sides) / len(sides) if sides else centers[i]
-            if sweep < _SWEEPS:
-                row.sort(key=wanted.__getitem__)
-            _pack(row, [wanted[i] for i in row], sizes, centers, gap)
+                seen = [j for j in near[i] if (rank_of[j] < rank_of[i]) == down]
+                if not ordering:
+                    seen = [j for j in seen if firm[j]] or (seen if not firm[i] else [])
+                wanted[i] = sum(centers[j] for j in seen) / len(seen) if seen else centers[i]
+            if ordering:
+                row.sort(key=lambda i: (not firm[i], wanted[i]))
+            _pack(row, wanted, sizes, firm, centers, gap)
     return centers
 
 
-def _pack(row: list[int], wanted: list[float], sizes: list[float], centers: list[float], gap: float) -> None:
-    """Put a row's boxes where they want to be, side by side where they would overlap: the mean of packing from either end."""
+def _pack(
+    row: list[int],
+    wanted: list[float],
+    sizes: list[float],
+    firm: Sequence[bool],
+    centers: list[float],
+    gap: float,
+) -> None:
+    """Put what stands in a row where it wants to be, the firm first; where that overlaps, side by side around it."""
+    ends = list(accumulate(sizes[i] + gap for i in row))
+    middles = [
+        end - gap - sizes[i] / 2 for end, i in zip(ends, row, strict=True)
+    ]  # if all stood side by side
+    first = [k for k, i in enumerate(row) if firm[i]]
+    shifts = _ascending([wanted[row[k]] - middles[k] for k in first])
+    for k, shift in zip(first, shifts, strict=True):
+        centers[row[k]] = middles[k] + shift
+    placed = dict(zip(first, shifts, strict=True))
+    for k in sorted(set(range(len(row))) - set(first)):
+        low = max((shift for j, shift in placed.items() if j < k), default=-float("inf"))
+        high = min((shift for j, shift in placed.items() if j > k), default=float("inf"))
+        placed[k] = min(max(wanted[row[k]] - middles[k], low), high)
+        centers[row[k]] = middles[k] + placed[k]
 
-    def packed(order: list[int], sign: int) -> dict[int, float]:
-        found: dict[int, float] = {}
-        edge = -float("inf")
-        for k in order:
-            half = sizes[row[k]] / 2
-            at = max(sign * wanted[k], edge + half)
-            found[k], edge = sign * at, at + half + gap
-        return found
 
-    left = packed(list(range(len(row))), 1)
-    right = packed(list(range(len(row)))[::-1], -1)
-    for k, i in enumerate(row):
-        centers[i] = (left[k] + right[k]) / 2
+def _ascending(values: list[float]) -> list[float]:
+    """The nearest values that never fall: the mean of raising what is too low and of lowering what is too high."""
+    raised = accumulate(values, max)
+    lowered = list(accumulate(values[::-1], min))[::-1]
+    return [(a + b) / 2 for a, b in zip(raised, lowered, strict=True)]
+
+
+def _straighten(
+    path: Sequence[int], rows: list[list[int]], rank_of: list[int], sizes: list[float], centers: list[float]
+) -> None:
+    """Lead an edge that passes several ranks straight down, at its outermost place, if nothing stands in its way there."""
+    if not path:
+        return
+    middle = sum(centers) / len(centers)
+    x = max((centers[i] for i in path), key=lambda at: abs(at - middle))
+    free = all(
+        abs(centers[j] - x) >= (sizes[i] + sizes[j]) / 2 for i in path for j in rows[rank_of[i]] if j != i
+    )
+    if free:
+        for i in path:
+            centers[i] = x

@@ -21,17 +21,26 @@ def element(tag: str, *children: ElementTree.Element | str, **attributes: str | 
 
 
 def drawing(
-    width: float, height: float, title: str, children: list[ElementTree.Element], class_: str
+    width: float,
+    height: float,
+    title: str,
+    children: list[ElementTree.Element],
+    class_: str,
+    fit: str = "xMidYMid",
 ) -> Markup:
-    """A picture in a coordinate system of that size, with a title for those who cannot see it."""
+    """A picture in a coordinate system of that size, with room for the outermost lines and a title to be read out.
+
+    `fit` is SVG's `preserveAspectRatio`.
+    """
     root = element(
         "svg",
         element("title", title),
         *children,
-        viewBox=f"0 0 {_value(width)} {_value(height)}",
-        width=width,
-        height=height,
+        viewBox=f"-1 -1 {_value(width + 2)} {_value(height + 2)}",
+        width=width + 2,
+        height=height + 2,
         role="img",
+        preserveAspectRatio=fit,
         class_=class_,
     )
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escapes
