@@ -138,9 +138,11 @@ class Engine:
         check_token_ids("stop_token_ids", request.stop_token_ids, self._manifest.vocab_size)
         check_prompt_length(len(prompt), request.max_tokens, self._manifest.max_length, self._manifest.name)
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
+        adapter = self._runner.adapters.find(request.lora_name)
         answers = Answers(sink, request.n, stream=request.stream)
         return [
-            Generation(request, prompt, limit, self._vocabulary, answers, index) for index in range(request.n)
+            Generation(request, prompt, limit, self._vocabulary, answers, index, adapter)
+            for index in range(request.n)
         ]
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
@@ -210,8 +212,7 @@ class Engine:
 
     def _prefill(self, prefill: Prefill[Generation]) -> None:
         end = prefill.start + prefill.count
-        used = [generation.computed for generation in self._scheduler.running]
-        self._cache.reserve(len(used), max(end, *used), used)
+        self._reserve(end)
         self._tally.reused_tokens += self._reuse.fill(prefill.sequences[0], self._scheduler.running)
         if not prefill.count:
             self._tally.input_tokens += 1  # the last one, by the decode step that follows
@@ -232,8 +233,7 @@ class Engine:
             self._emit(prefill.sequences, logits[-len(prefill.sequences) :])
 
     def _decode(self, generations: list[Generation]) -> None:
-        used = [generation.computed for generation in self._scheduler.running]
-        self._cache.reserve(len(used), max(used) + 1, used)
+        used = self._reserve(max(generation.computed for generation in generations) + 1)
         tokens = [generation.last_token for generation in generations]
         self._tally.batch_size = len(generations)
         with self._tally.timed("decode"):
@@ -241,6 +241,14 @@ class Engine:
         for generation in generations:
             generation.computed += 1
         self._emit(generations, logits)
+
+    def _reserve(self, length: int) -> list[int]:
+        """Make room for rows of that length, with their adapters; how many tokens each has already."""
+        running = self._scheduler.running
+        used = [generation.computed for generation in running]
+        self._cache.reserve(len(used), max(length, *used), used)
+        self._runner.use([generation.adapter for generation in running])
+        return used
 
     def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
         """Sample a token for each row and pass it on; whoever is done leaves."""
@@ -291,7 +299,8 @@ class Engine:
     def _keep_prefix(self, generation: Generation) -> None:
         if generation.computed:
             row = self._scheduler.running.index(generation)
-            self._prefixes.keep(generation.tokens[: generation.computed], self._cache, row)
+            tokens = generation.tokens[: generation.computed]
+            self._prefixes.keep(tokens, self._cache, row, generation.adapter)
 
     def _close_gap(self, moves: list[Move]) -> None:
         for move in moves:

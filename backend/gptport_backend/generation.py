@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
+    from gptport_backend.adapters import Adapter
     from gptport_backend.answers import Answers
     from gptport_backend.chat import Chat
     from gptport_backend.request import GenerationRequest
@@ -71,12 +72,14 @@ class Generation(Sequence):
         vocabulary: Vocabulary,
         answers: Answers,
         index: int = 0,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__(prompt, limit, request.priority, arrived=time.monotonic())
         self._constraint = vocabulary.grammars.constraint(request.form) if request.form else None
         sampling = replace(request.sampling, seed=(request.sampling.seed + index) % 2**64)
         self.sampler = Sampler(sampling, prompt, vocabulary.forbidden(request), self._constraint)
         self.answers = answers
+        self.adapter = adapter
         self.index = index
         self.finish_reason: FinishReason = ""
         self.context_ids = np.array(self.context, np.int64)

@@ -47,6 +47,15 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
+class AdaptedProjection:
+    """The optional inputs of LoRA adapters beside a product: `down` [in, rank], `up` [rank, out], `rows` [batch, 1, rank]."""
+
+    down: str
+    up: str
+    rows: str
+
+
+@dataclass(frozen=True)
 class FileSpec:
     """A file of the version directory."""
 
@@ -68,6 +77,7 @@ class Manifest:
     tensors: dict[str, TensorSpec]
     cache: CacheSpec
     files: tuple[FileSpec, ...]
+    lora: tuple[AdaptedProjection, ...] = ()
 
     def tensor(self, role: str) -> TensorSpec:
         """The tensor that plays `role`."""
@@ -158,6 +168,10 @@ def _parse(document: dict[str, Any]) -> Manifest:
             FileSpec(name, int(item["bytes"]), str(item["sha256"]))
             for name, item in document["files"].items()
         ),
+        lora=tuple(
+            AdaptedProjection(str(item["down"]), str(item["up"]), str(item["rows"]))
+            for item in document.get("lora", ())
+        ),
     )
 
 
@@ -178,6 +192,7 @@ def _check_names(manifest: Manifest, path: Path) -> None:
     """Every tensor that is named must be declared, every file must lie beside the manifest."""
     names = list(manifest.roles.values())
     names += [name for tensor in manifest.cache.tensors for name in (tensor.past, tensor.present)]
+    names += [name for each in manifest.lora for name in (each.down, each.up, each.rows)]
     for name in names:
         if name not in manifest.tensors:
             raise LoadError(f"{path} names the tensor {name!r} without declaring it; export the model again")

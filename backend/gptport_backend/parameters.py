@@ -86,6 +86,14 @@ PARAMETERS = (
         bool,
     ),
     Parameter(
+        "lora_name",
+        "BYTES",
+        None,
+        "a text that is not empty",
+        "the LoRA adapter to generate with, one of those beside the model; none if left out",
+        bool,
+    ),
+    Parameter(
         "max_tokens",
         "INT32",
         256,

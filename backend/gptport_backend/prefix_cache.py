@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gptport_backend.adapters import Adapter
     from gptport_backend.kv_cache import KVCache
     from gptport_backend.manifest import CacheSpec
     from gptport_backend.memory import Buffer, Memory
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 FEWEST_TOKENS = 32  # below, computing is about as fast as copying
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kept:
-    """The keys and values of `tokens [n]`: a row of the buffer for each of the manifest's tensors, in their order."""
+    """The keys and values of `tokens [n]`, with an adapter or none: a row of the buffer for each of the manifest's tensors."""
 
     tokens: TokenArray
+    adapter: Adapter | None
     buffer: Buffer
 
     @property
@@ -52,37 +54,43 @@ class PrefixCache:
         """Bytes allocated."""
         return sum(kept.bytes for kept in self._kept)
 
-    def find(self, prompt: TokenArray) -> tuple[Kept, int] | None:
+    def find(self, prompt: TokenArray, adapter: Adapter | None = None) -> tuple[Kept, int] | None:
         """The entry that `prompt` has most in common with, and how many tokens; None if they are too few."""
-        found = max(self._kept, key=lambda kept: common(kept.tokens, prompt), default=None)
+        found = max(self._of(adapter), key=lambda kept: common(kept.tokens, prompt), default=None)
         count = common(found.tokens, prompt) if found else 0
         if found is None or count < FEWEST_TOKENS:
             return None
         self._touch(found)
         return found, count
 
-    def keep(self, tokens: Sequence[int], cache: KVCache, row: int) -> None:
+    def keep(self, tokens: Sequence[int], cache: KVCache, row: int, adapter: Adapter | None = None) -> None:
         """Copy the keys and values of `tokens` from a row of the cache, unless they are too few, too many, or kept already."""
         array = np.asarray(tokens, np.int64)
         if array.size < FEWEST_TOKENS or array.size * self._token_bytes > self._limit:
             return
-        for kept in self._kept:
+        beginnings = []  # of these tokens, which take their place
+        for kept in self._of(adapter):
             if common(kept.tokens, array) == array.size:
                 self._touch(kept)
                 return
-        self._kept = [kept for kept in self._kept if common(kept.tokens, array) < kept.tokens.size]
+            if common(kept.tokens, array) == kept.tokens.size:
+                beginnings.append(kept)
+        self._kept = [kept for kept in self._kept if kept not in beginnings]
         while self.bytes + array.size * self._token_bytes > self._limit:
             del self._kept[0]
         shape = (len(self._spec.tensors), self._spec.kv_heads, array.size, self._spec.head_dim)
         buffer = self._memory.allocate(shape, self._spec.dtype)
         for place, source in enumerate(cache.buffers):
             self._memory.copy(source, row, buffer, place, array.size)
-        self._kept.append(Kept(array, buffer))
+        self._kept.append(Kept(array, adapter, buffer))
 
     def fill(self, kept: Kept, count: int, cache: KVCache, row: int) -> None:
         """Copy the first `count` tokens of an entry to a row of the cache."""
         for place, target in enumerate(cache.buffers):
             self._memory.copy(kept.buffer, place, target, row, count)
+
+    def _of(self, adapter: Adapter | None) -> list[Kept]:
+        return [kept for kept in self._kept if kept.adapter is adapter]
 
     def _touch(self, kept: Kept) -> None:
         self._kept = [each for each in self._kept if each is not kept] + [kept]

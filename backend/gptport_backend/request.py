@@ -59,6 +59,7 @@ class GenerationRequest:
     token_ids: tuple[int, ...] | None
     messages: str | None
     chat_template_kwargs: str | None
+    lora_name: str | None
     max_tokens: int
     sampling: SamplingParameters
     stop_words: tuple[str, ...]
@@ -95,6 +96,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         token_ids=value["input_ids"],
         messages=value["messages"],
         chat_template_kwargs=value["chat_template_kwargs"],
+        lora_name=value["lora_name"],
         max_tokens=value["max_tokens"],
         sampling=_sampling(value),
         stop_words=value["stop_words"],

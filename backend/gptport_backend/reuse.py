@@ -38,7 +38,7 @@ class Reuse:
             return 0
         wanted = generation.context_ids[:-1]
         found = [Found(other, _shared(generation, other)) for other in running]
-        if kept := self._prefixes.find(wanted):
+        if kept := self._prefixes.find(wanted, generation.adapter):
             found.append(Found(*kept))
         best = max(found, key=lambda each: each.count, default=None)
         worth = best and (best.count >= FEWEST_TOKENS or 0 < best.count == wanted.size)
@@ -60,5 +60,7 @@ class Reuse:
 
 
 def _shared(generation: Generation, other: Generation) -> int:
+    if other.adapter is not generation.adapter:
+        return 0
     there = other.computed or other.context_ids.size
     return common(generation.context_ids[:-1], other.context_ids[:there])

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from gptport_backend.adapters import Adapters
 from gptport_backend.errors import LoadError
 from gptport_backend.memory import CudaMemory, HostMemory, Memory
+from gptport_backend.side_by_side import SideBySide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +19,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gptport_backend.adapters import Adapter
     from gptport_backend.kv_cache import KVCache
     from gptport_backend.manifest import Manifest
+    from gptport_backend.side_by_side import Rows
 
 ERRORS = 3  # of onnxruntime's log; among its warnings is one for each optional input with a default
+MOST_BINDINGS = 256  # of decode steps: one for each way that adapters are spread over the rows
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -45,8 +50,16 @@ class Runner:
         self._token_ids = np.zeros((max_slots, 1), manifest.tensor("input_ids").dtype)
         self._positions = np.zeros((max_slots, 1), manifest.tensor("position_ids").dtype)
         self._last = np.zeros(max_slots, manifest.tensor("seqlens_k").dtype)
-        self._decode_bindings: dict[int, onnxruntime.IOBinding] = {}
-        self._bound_generation = -1
+        self.adapters = Adapters(manifest, version_dir)
+        self._side_by_side = SideBySide(manifest.lora, self.memory)
+        self._adapters: Rows = ()
+        self._decode_bindings: dict[tuple[int, Rows], tuple[onnxruntime.IOBinding, list[Any]]] = {}
+        self._bound_generations = (-1, -1)
+
+    def use(self, adapters: Sequence[Adapter | None]) -> None:
+        """Say with which adapter the sequence in each row of the cache is computed from now on."""
+        self._adapters = tuple(adapters)
+        self._side_by_side.use(self._adapters)
 
     def prefill(
         self, cache: KVCache, first_row: int, tokens: Sequence[Sequence[int]], start: int
@@ -56,14 +69,12 @@ class Runner:
         `start` tokens are in the cache already; unless it is 0, there may be only one row.
         The result is valid until the next call.
         """
-        binding = self._session.io_binding()
-        self._bind_cache(binding, cache, first_row, len(tokens))
+        binding, _held = self._binding(cache, first_row, len(tokens))
         return self._run(binding, *self._chunk(tokens, start), self._logits[: len(tokens)])
 
     def extend(self, cache: KVCache, row: int, tokens: Sequence[int], start: int) -> NDArray[Any]:
         """Compute `tokens` of one row, behind the `start` tokens there; returns logits of each, `[tokens, vocab]`."""
-        binding = self._session.io_binding()
-        self._bind_cache(binding, cache, row, 1)
+        binding, _held = self._binding(cache, row, 1)
         offsets = onnxruntime.OrtValue.ortvalue_from_numpy(np.arange(len(tokens) - 1, -1, -1, np.int64))
         binding.bind_ortvalue_input(self._manifest.roles["logits_offsets"], offsets)
         logits = np.empty((len(tokens), *self._logits.shape[1:]), self._logits.dtype)
@@ -99,14 +110,20 @@ class Runner:
         )
 
     def _decode_binding(self, cache: KVCache, rows: int) -> onnxruntime.IOBinding:
-        if self._bound_generation != cache.generation:
+        generations = cache.generation, self._side_by_side.generation
+        if self._bound_generations != generations or len(self._decode_bindings) > MOST_BINDINGS:
             self._decode_bindings.clear()
-            self._bound_generation = cache.generation
-        if rows not in self._decode_bindings:
-            binding = self._session.io_binding()
-            self._bind_cache(binding, cache, 0, rows)
-            self._decode_bindings[rows] = binding
-        return self._decode_bindings[rows]
+            self._bound_generations = generations
+        key = rows, self._adapters[:rows]
+        if key not in self._decode_bindings:
+            self._decode_bindings[key] = self._binding(cache, 0, rows)
+        return self._decode_bindings[key][0]
+
+    def _binding(self, cache: KVCache, first_row: int, rows: int) -> tuple[onnxruntime.IOBinding, list[Any]]:
+        """Bound to these rows of the cache and to their adapters, and what must live as long."""
+        binding = self._session.io_binding()
+        self._bind_cache(binding, cache, first_row, rows)
+        return binding, self._side_by_side.bind(binding, self._adapters[first_row : first_row + rows])
 
     def _bind_cache(self, binding: onnxruntime.IOBinding, cache: KVCache, first_row: int, rows: int) -> None:
         spec = self._manifest.cache
@@ -170,6 +187,7 @@ def _check_graph(manifest: Manifest, session: onnxruntime.InferenceSession) -> N
     inputs = ("input_ids", "position_ids", "seqlens_k", "logits_offsets")
     expected = {manifest.roles[role] for role in inputs}
     expected.update(tensor.past for tensor in manifest.cache.tensors)
+    expected.update(name for each in manifest.lora for name in (each.down, each.up, each.rows))
     if found != expected:
         different = ", ".join(sorted(found ^ expected))
         raise LoadError(f"the inputs of {manifest.graph} are not those of the manifest: {different}")

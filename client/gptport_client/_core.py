@@ -74,8 +74,10 @@ class Asked:
         if callables and loop == "server":
             raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
         checked = sampling_params(params, options)
-        if checked.forms and loop == "client":
-            raise InvalidRequest(f"{checked.forms[0]} is for the server's loop; leave out loop='client'")
+        if checked.for_the_server and loop == "client":
+            raise InvalidRequest(
+                f"{checked.for_the_server[0]} is for the server's loop; leave out loop='client'"
+            )
         return cls(checked, loop, callables, timeout)
 
 

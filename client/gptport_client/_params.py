@@ -50,6 +50,7 @@ class SamplingParams:
         regex: the whole answer matches this regular expression.
         choice: the answer is one of these strings.
         grammar: the answer is of this grammar, in llguidance's kind of Lark. Of the four, one at most.
+        lora_name: the LoRA adapter beside the model to generate with; for the server's loop, too.
 
     Raises:
         InvalidRequest: a value is of the wrong type or out of range.
@@ -78,6 +79,7 @@ class SamplingParams:
     regex: str | None = None
     choice: tuple[str, ...] | list[str] = ()
     grammar: str | None = None
+    lora_name: str | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in _INTEGERS.items():
@@ -109,7 +111,7 @@ class SamplingParams:
         self._check_forms()
 
     def _check_forms(self) -> None:
-        for name in ("json_schema", "regex", "grammar"):
+        for name in ("json_schema", "regex", "grammar", "lora_name"):
             value = getattr(self, name)
             if value is not None:
                 check_text(name, value)
@@ -127,6 +129,11 @@ class SamplingParams:
     def forms(self) -> tuple[str, ...]:
         """Which of json_schema, regex, choice and grammar are given."""
         return tuple(name for name in FORMS if getattr(self, name))
+
+    @property
+    def for_the_server(self) -> tuple[str, ...]:
+        """What is given that only the server's loop can do."""
+        return (*self.forms, *(("lora_name",) if self.lora_name else ()))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -186,6 +193,7 @@ class SamplingOptions(TypedDict, total=False):
     regex: str | None
     choice: tuple[str, ...] | list[str]
     grammar: str | None
+    lora_name: str | None
 
 
 def sampling_params(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:

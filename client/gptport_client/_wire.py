@@ -50,6 +50,7 @@ PARAMETER_TENSORS = {
     "regex": (("regex", "BYTES"),),
     "choice": (("choice", "BYTES"),),
     "grammar": (("grammar", "BYTES"),),
+    "lora_name": (("lora_name", "BYTES"),),
 }
 NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
 # What the text model answers with.

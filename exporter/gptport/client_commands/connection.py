@@ -34,6 +34,7 @@ _OTHERS = (
     "json_schema",
     "regex",
     "choice",
+    "lora_name",
 )
 
 
@@ -114,6 +115,9 @@ def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temper
     command.add_argument("--regex", metavar="REGEX", help="the whole answer matches this")
     command.add_argument(
         "--choice", action="append", default=[], metavar="TEXT", help="the answer is one of these; repeat it"
+    )
+    command.add_argument(
+        "--lora", dest="lora_name", metavar="NAME", help="the LoRA adapter beside the model to use"
     )
     command.add_argument("--ignore-eos", action="store_true", help="an end of text does not end the answer")
 
