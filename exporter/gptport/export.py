@@ -67,6 +67,11 @@ class Exported:
     lowering: graphs.Lowering
 
     @property
+    def repository(self) -> Path:
+        """Where the models are."""
+        return next(iter(self.folders.values())).parent.parent
+
+    @property
     def report(self) -> Path:
         """The page that says all of this."""
         return next(iter(self.folders.values())) / report_page.FILE_NAME

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
     from .precision import Precision
+    from .trace import Trace
 
 TRACED_LAYERS = 2
 
@@ -54,6 +55,21 @@ class Lowering:
     before: LayerGraph
     after: LayerGraph
     sizes: tuple[weight_parts.PartSize, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Of all parts."""
+        return sum(each.parameters for each in self.sizes)
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts."""
+        return sum(each.bytes for each in self.sizes)
+
+    @property
+    def bits_per_parameter(self) -> float:
+        """Of what is written; tables and constants count too."""
+        return 8 * self.bytes / self.parameters
 
     @property
     def changes(self) -> dict[str, int]:
@@ -110,13 +126,22 @@ def build(
         precision.quantization,
         adapters,
     )
-    graph, layers_path = model.graph, traced.layers_path
-    watched = min(
-        1, spec.layers - 1
-    )  # not the first, if there is another: no layer's addition is before its norm
+    hidden_states, lowering = _lower(model, traced, context)
+    weights.attach(model.graph, checkpoint, traced.aliases, hessians)
+    _strip(model.graph)
+    model.graph.name, model.producer_name = spec.model_type, "gptport"
+    model.opset_imports.clear()
+    model.opset_imports.update(dialect.OPSETS)
+    return Graph(model, traced.layers_path, hidden_states, lowering)
+
+
+def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tuple[str, ...], Lowering]:
+    """Run the passes; what the layers hand on to each other, and what became of the graph."""
+    graph, layers_path, layers = model.graph, traced.layers_path, context.spec.layers
     of_parts = weight_parts.parts(graph, layers_path)
     counts = weight_parts.parameters(graph, of_parts)
-    hidden_states = residuals.mark(graph, layers_path, spec.layers)
+    # The second layer, if there is one: in the first, no layer's addition stands before the norm.
+    watched = min(1, layers - 1)
     before = layer_graph(graph, layers_path, watched)
     rewrites: list[Rewrite] = []
 
@@ -124,17 +149,12 @@ def build(
         operators = layer_graph(graph, layers_path, watched).operators
         rewrites.append(Rewrite(name, places, tuple(sorted(operators.items()))))
 
+    hidden_states = residuals.mark(graph, layers_path, layers)
     passes.run(model, dialect.PASSES, context, watch)
     residuals.unmark(graph, hidden_states)
-    weights.attach(graph, checkpoint, traced.aliases, hessians)
     after = layer_graph(graph, layers_path, watched)
     sizes = weight_parts.sizes(graph, of_parts, counts)
-    _strip(graph)
-    graph.name, model.producer_name = spec.model_type, "gptport"
-    model.opset_imports.clear()
-    model.opset_imports.update(dialect.OPSETS)
-    lowering = Lowering(traced.layers, tuple(rewrites), before, after, sizes)
-    return Graph(model, layers_path, hidden_states, lowering)
+    return hidden_states, Lowering(traced.layers, tuple(rewrites), before, after, sizes)
 
 
 def _strip(graph: ir.Graph) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from . import genai
+from .table import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,15 +26,15 @@ _FUSIONS = {
 
 def exported(result: Exported, checkpoint: Checkpoint) -> str:
     """The end of `gptport export`."""
-    manifest, parity, spec = result.manifest, result.parity, checkpoint.spec
+    manifest, parity, spec, lowering = result.manifest, result.parity, checkpoint.spec, result.lowering
     fusions = [
         f"{count} × {_FUSIONS[name]}"
-        for name, count in result.lowering.changes.items()
+        for name, count in lowering.changes.items()
         if count and name in _FUSIONS
     ]
     traced = (
-        f"{result.lowering.traced_layers} of {spec.layers} layers"
-        if result.lowering.traced_layers < spec.layers
+        f"{lowering.traced_layers} of {spec.layers} layers"
+        if lowering.traced_layers < spec.layers
         else "every layer"
     )
     longer = (
@@ -41,21 +43,26 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         else ""
     )
     text, step = result.folders
+    models = [
+        (text, f"{result.folders[text]}  (text in, text out: backend gptport)"),
+        (step, f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)"),
+    ]
     rows = {
-        text: f"{result.folders[text]}  (text in, text out: backend gptport)",
-        step: f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)",
         "genai": _genai(manifest),
-        "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
+        "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}, "
+        f"{lowering.bits_per_parameter:.3g} bits a parameter",
         "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each{longer}",
-        "traced": traced,
+        "traced": f"{traced}; a layer of {len(lowering.before.nodes)} nodes became one of {len(lowering.after.nodes)}",
         "fused": ", ".join(fusions),
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
         f"of logits up to {parity.max_abs_logit:.3g}{_how(result)}",
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
         "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {_rise(parity.perplexity_increase)}",
+        "serve it": f"gptport serve {shlex.quote(str(result.repository))}",
+        "ask it": f"gptport generate 'Once upon a time' --model {text}",
+        "report": str(result.report),
     }
-    rows["report"] = str(result.report)
-    return _table(rows)
+    return table([*models, *rows.items()])
 
 
 def inspected(folder: Path, manifest: Manifest) -> str:
@@ -68,13 +75,15 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         "checkpoint": "{checkpoint} ({model_type}, {format}), sha256 {sha256:.16}…".format(**manifest.source),
         "graph": f"{manifest.graph}, {manifest.precision}, dialect {manifest.dialect}, IR {manifest.ir_version}, "
         + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in manifest.opsets.items()),
-        "length": f"{manifest.max_length} tokens",
-        "vocabulary": f"{manifest.vocab_size}; begins with {tokens.bos}, ends with {eos}",
+        "length": f"{manifest.max_length:,} tokens, prompt and answer together",
+        "vocabulary": f"{manifest.vocab_size:,} tokens; a text begins with {tokens.bos} and ends with {eos}",
         "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}: "
         f"{manifest.cache_bytes_per_token:,} bytes a token",
         "logits": f"of the {manifest.logits} position; largest difference to torch "
         f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
+        "perplexity": f"{verification['perplexity']:.4g} on {verification['text_tokens']} tokens of text, "
+        f"{verification['checkpoint_perplexity']:.4g} by torch",
         "genai": _genai(manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     }
@@ -88,7 +97,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         f"{name}": f"{_megabytes(file.bytes)}, sha256 {file.sha256[:16]}…"
         for name, file in manifest.files.items()
     }
-    return _table(rows)
+    return table(list(rows.items()))
 
 
 def _genai(manifest: Manifest) -> str:
@@ -107,11 +116,6 @@ def _how(result: Exported) -> str:
 
 def _rise(share: float) -> str:
     return f"{share:+.2%} to torch" if abs(share) >= 5e-5 else "as in torch"
-
-
-def _table(rows: dict[str, str]) -> str:
-    width = max(map(len, rows)) + 2
-    return "\n".join(f"{name:<{width}}{text}" for name, text in rows.items())
 
 
 def _megabytes(size: int) -> str:

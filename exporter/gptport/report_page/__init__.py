@@ -66,7 +66,7 @@ def _said(facts: Facts) -> dict[str, Any]:
     """What the template speaks of."""
     parity, lowering = facts.parity, facts.lowering
     allowed = facts.precision.tolerance * parity.max_abs_logit
-    total = sum(each.bytes for each in lowering.sizes)
+    total = lowering.bytes
     tied = "head" not in {each.part for each in lowering.sizes}
     names = {"embedding": "embedding, head (tied)"} if tied else {}
     return {
@@ -84,8 +84,6 @@ def _said(facts: Facts) -> dict[str, Any]:
         )
         if parity.layers
         else None,
-        "total_bytes": total,
-        "parameters": sum(each.parameters for each in lowering.sizes),
         "sizes": [
             (f"part{i}", names.get(each.part, each.part), each, each.bytes / total)
             for i, each in enumerate(lowering.sizes)

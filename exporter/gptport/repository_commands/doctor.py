@@ -11,9 +11,6 @@ from ..client_commands.terminal import put
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
-
-    from ..doctor import Check
 
 HELP = "Say whether a model repository fits a Triton image of NVIDIA's."
 
@@ -40,7 +37,7 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command; 1 if there is a problem."""
-    from .. import doctor, images
+    from .. import doctor, images, table
 
     image = images.image(options.image)
     memory = None if options.memory is None else int(options.memory * 1e9)
@@ -49,14 +46,6 @@ def run(options: argparse.Namespace) -> int:
         document = {"image": asdict(image), "checks": [asdict(check) for check in checks]}
         put(json.dumps(document, indent=2))
     else:
-        put(_table(checks))
+        put(table.table([(check.model, check.what, check.status, check.why) for check in checks]))
         put("\n" + "\n".join(f"{image.tag}: {source}" for source in image.sources))
     return int(any(check.status == "problem" for check in checks))
-
-
-def _table(checks: Sequence[Check]) -> str:
-    rows = [(check.model, check.what, check.status, check.why) for check in checks]
-    widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
-    return "\n".join(
-        "".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) + row[3] for row in rows
-    )
