@@ -43,14 +43,14 @@ def prompts(*lengths):
 
 
 def greedy(run, prompt):
-    """What our graph generates, without an end of text."""
+    """What our graph generates, without an end of text, and the logits [vocab] of what would come next."""
     ids, new = [], prompt
     for _ in range(NEW_TOKENS):
         logits = run.append(new).copy()
         logits[list(run.manifest.tokens.eos)] = -np.inf
         new = [int(logits.argmax())]
         ids += new
-    return ids
+    return ids, run.append(new)
 
 
 def generator_of(folder, rows=1, **options):
@@ -61,15 +61,22 @@ def generator_of(folder, rows=1, **options):
 
 
 def in_genai(folder, rows, **options):
-    """What onnxruntime-genai generates after each row, without an end of text; it pads rows on the right."""
+    """The same from onnxruntime-genai, for each row; it pads rows on the right."""
     longest = max(map(len, rows))
-    length = longest + NEW_TOKENS
+    length = longest + NEW_TOKENS + 1
     pad = json.loads((folder / genai.CONFIG).read_text())["model"]["pad_token_id"]
     generator = generator_of(folder, len(rows), min_length=length, max_length=length, **options)
     generator.append_tokens(np.array([[*row, *[pad] * (longest - len(row))] for row in rows], np.int32))
     for _ in range(NEW_TOKENS):
         generator.generate_next_token()
-    return [generator.get_sequence(row)[longest:].tolist() for row in range(len(rows))]
+    logits = generator.get_logits()[:, 0]
+    return [(generator.get_sequence(row)[longest:].tolist(), logits[row]) for row in range(len(rows))]
+
+
+def assert_same(got, expected):
+    assert [ids for ids, _ in got] == [ids for ids, _ in expected]
+    for (_, logits), (_, ours) in zip(got, expected, strict=True):
+        np.testing.assert_allclose(logits, ours, rtol=0, atol=1e-3 * np.abs(ours).max())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
@@ -78,8 +85,8 @@ def test_it_generates_the_tokens_of_our_graph_alone_and_in_a_padded_batch(
 ):
     version, rows = version_of(checkpoint, precision), prompts(5, 9, 3)
     expected = [greedy(start(version), row) for row in rows]
-    assert [in_genai(version, [row])[0] for row in rows] == expected
-    assert in_genai(version, rows) == expected
+    assert_same([in_genai(version, [row])[0] for row in rows], expected)
+    assert_same(in_genai(version, rows), expected)
 
 
 def test_a_prompt_in_pieces_and_a_cache_that_is_not_shared_change_nothing(checkpoint, version_of, start):
@@ -90,13 +97,13 @@ def test_a_prompt_in_pieces_and_a_cache_that_is_not_shared_change_nothing(checkp
     while not generator.is_done():
         generator.generate_next_token()
     expected = greedy(start(version), prompt)
-    assert generator.get_sequence(0)[14:].tolist() == expected
-    assert in_genai(version, [prompt], past_present_share_buffer=False) == [expected]
+    assert generator.get_sequence(0)[14:].tolist() == expected[0]
+    assert_same(in_genai(version, [prompt], past_present_share_buffer=False), [expected])
 
 
 def test_the_defaults_of_the_checkpoint_are_its_own_and_any_of_its_ends_ends(llama, copy, version_of, start):
     checkpoint, (prompt,) = copy(llama), prompts(5)
-    expected = greedy(start(version_of(llama)), prompt)
+    expected, _ = greedy(start(version_of(llama)), prompt)
     end = expected[4]
     defaults = {"temperature": 0.5, "top_k": 7, "top_p": 0.75, "do_sample": True, "repetition_penalty": 1.25}
     (checkpoint / "generation_config.json").write_text(
