@@ -140,6 +140,7 @@ def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tup
     graph, layers_path, layers = model.graph, traced.layers_path, context.spec.layers
     of_parts = weight_parts.parts(graph, layers_path)
     counts = weight_parts.parameters(graph, of_parts)
+    hidden_states = residuals.mark(graph, layers_path, layers)
     # The second layer, if there is one: in the first, no layer's addition stands before the norm.
     watched = min(1, layers - 1)
     before = layer_graph(graph, layers_path, watched)
@@ -149,7 +150,6 @@ def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tup
         operators = layer_graph(graph, layers_path, watched).operators
         rewrites.append(Rewrite(name, places, tuple(sorted(operators.items()))))
 
-    hidden_states = residuals.mark(graph, layers_path, layers)
     passes.run(model, dialect.PASSES, context, watch)
     residuals.unmark(graph, hidden_states)
     after = layer_graph(graph, layers_path, watched)

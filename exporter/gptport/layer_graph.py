@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import weights
+from . import residuals, weights
 from .trace import layer_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def layer_graph(graph: ir.Graph, layers_path: str, index: int) -> LayerGraph:
     places = {value: i for i, node in enumerate(nodes) for value in node.outputs}
 
     def kinds(values: list[ir.Value]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(kind for value in values if (kind := _kind(value, layers_path))))
+        return tuple(dict.fromkeys(kind for value in values if (kind := _kind(value))))
 
     def takes(node: ir.Node) -> tuple[str, ...]:
         foreign = [value for value in node.inputs if value is not None and value not in places]
@@ -80,14 +80,14 @@ def layer_graph(graph: ir.Graph, layers_path: str, index: int) -> LayerGraph:
     )
 
 
-def _kind(value: ir.Value, layers_path: str) -> str | None:
-    """What a value is that crosses the layer's border; None for weights, lengths, positions, tables and the embedding."""
+def _kind(value: ir.Value) -> str | None:
+    """What a value is that crosses the layer's border; None for weights, lengths, positions, shapes and tables."""
     if value.is_graph_input():
         return "KV cache" if str(value.name).startswith("past_key_values.") else None
+    if residuals.is_marked(value):
+        return "residual"
     node = value.producer()
-    if node is None or layer_of(node, layers_path) is None:
-        return None
-    return "normalized" if "Norm" in node.op_type and node.outputs[0] is value else "residual"
+    return "normalized" if node is not None and "Norm" in node.op_type and node.outputs[0] is value else None
 
 
 def _detail(node: ir.Node) -> str:

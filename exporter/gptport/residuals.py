@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+_NAME = "hidden_states."
+
+
 def mark(graph: ir.Graph, layers_path: str, layers: int) -> tuple[str, ...]:
     """Name what each layer hands on `hidden_states.LAYER` and make it an output of the graph, so that passes keep the name.
 
@@ -28,15 +31,20 @@ def mark(graph: ir.Graph, layers_path: str, layers: int) -> tuple[str, ...]:
         return ()
     for layer in range(layers):
         (value,) = handed_on[layer]
-        value.name = f"hidden_states.{layer}"
+        value.name = f"{_NAME}{layer}"
         graph.outputs.append(value)
-    return tuple(f"hidden_states.{layer}" for layer in range(layers))
+    return tuple(f"{_NAME}{layer}" for layer in range(layers))
 
 
 def unmark(graph: ir.Graph, names: Collection[str]) -> None:
     """The marked values are no outputs any more; they keep their names."""
     for value in [each for each in graph.outputs if each.name in names]:
         graph.outputs.remove(value)
+
+
+def is_marked(value: ir.Value) -> bool:
+    """Whether a layer hands that value on, in a graph that was marked."""
+    return str(value.name).startswith(_NAME)
 
 
 def _leaves(value: ir.Value, layer: int, layers_path: str) -> bool:
