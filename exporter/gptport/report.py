@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from . import genai
+from . import adapters, genai
 from .table import table
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         "perplexity": f"{verification['perplexity']:.4g} on {verification['text_tokens']} tokens of text, "
         f"{verification['checkpoint_perplexity']:.4g} by torch",
         "genai": _genai(manifest),
+        "adapters": _adapters(folder, manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
     }
     caches = {name for tensor in cache.tensors for name in (tensor.past, tensor.present)}
@@ -104,6 +105,12 @@ def _genai(manifest: Manifest) -> str:
     if genai.CONFIG in manifest.files:
         return f"{genai.CONFIG}, {genai.GRAPH}: onnxruntime-genai loads the folder, on the same weights"
     return f"left out: {genai.obstacle(manifest) or 'exported by a gptport that did not write it'}"
+
+
+def _adapters(folder: Path, manifest: Manifest) -> str:
+    if not manifest.lora:
+        return "none; an export with --lora takes some"
+    return ", ".join(path.name for path in adapters.there(folder)) or "none yet"
 
 
 def _how(result: Exported) -> str:

@@ -40,7 +40,7 @@ class Asked:
     """A checked request.
 
     Attributes:
-        model: its name.
+        model: its name; what follows a colon in the request's is the LoRA adapter, in `params`.
         prompts: each is answered `n` times; a conversation is one of them.
         params: of all.
         unlimited: whether only the model's length ends an answer, not `params.max_tokens`.
@@ -110,12 +110,15 @@ def _asked(body: Mapping[str, Any], prompts: tuple[Any, ...], limit: Any, logpro
     same = {name: body[name] for name in _OURS if name not in _REWRITTEN and body.get(name) is not None}
     limited = {} if limit is None else {"max_tokens": limit}
     own = {**limited, **_form(body), "logprobs": logprobs, "logit_bias": _biases(body)}
+    model, _, adapter = _model(body).partition(":")
+    if adapter:
+        own["lora_name"] = adapter
     params = SamplingParams(**{**_DEFAULTS, **same, **own})
     options = body.get("stream_options") or {}
     if not isinstance(options, Mapping):
         raise RequestError(f"stream_options is {options!r}; give an object", "stream_options")
     return Asked(
-        model=_model(body),
+        model=model,
         prompts=prompts,
         params=params,
         unlimited=limit is None,

@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 
-from toy_triton import MAX_LENGTH, render
+from toy_triton import MAX_LENGTH, read_inputs, render
 
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
@@ -169,6 +169,12 @@ def test_logit_bias_and_penalties_reach_the_engine(ask, toy):
     assert {"logit_bias_ids", "logit_bias_values", "presence_penalty"} <= sent
     with pytest.raises(openai.BadRequestError, match="logit_bias is"):
         ask.completions.create(prompt=PROMPT, logit_bias={"x": 1}, **GREEDY)
+
+
+@pytest.mark.parametrize("options", [{"model": "toy:pirate"}, {"extra_body": {"lora_name": "pirate"}}])
+def test_an_adapter_is_named_behind_the_model_or_beside_it(ask, toy, options):
+    ask.completions.create(prompt=PROMPT, **{**GREEDY, **options})
+    assert read_inputs(toy.requests[-1])["lora_name"][0] == b"pirate"
 
 
 @pytest.mark.parametrize(

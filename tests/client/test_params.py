@@ -148,6 +148,13 @@ def test_a_wrong_timeout_is_refused(client, timeout):
         client.generate("a", timeout=timeout)
 
 
+@pytest.mark.parametrize("option", [{"lora_name": "pirate"}, {"regex": "a+"}])
+def test_what_only_the_server_can_do_is_refused_for_a_loop_of_ones_own(client, toy, option):
+    with pytest.raises(InvalidRequest, match=f"{min(option)} is for the server's loop"):
+        client.generate("a", loop="client", **option)
+    assert not toy.steps
+
+
 def test_a_wrong_loop_is_refused(client):
     with pytest.raises(InvalidRequest, match="'server' or 'client'"):
         client.generate("a", loop="neither")
