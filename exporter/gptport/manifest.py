@@ -148,7 +148,12 @@ def version_folder(model: Path) -> Path:
         )
     there = versions.versions(model)
     if not there:
-        raise RepositoryError(f"{model} is not a model: it has no version folder")
+        models = sorted(path.name for path in model.iterdir() if (path / versions.CONFIG).is_file())
+        raise RepositoryError(
+            f"{model} is a repository; give one of its models: {', '.join(str(model / name) for name in models)}"
+            if models
+            else f"{model} is not a model: it has no version folder"
+        )
     return model / str(versions.served(model) or there[-1])
 
 

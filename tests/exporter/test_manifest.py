@@ -143,3 +143,10 @@ class TestInspect:
     def test_what_is_no_model(self, tmp_path, capsys, path, message):
         assert cli.main(["inspect", str(tmp_path / path)]) == 1
         assert message in capsys.readouterr().err
+
+    def test_a_repository_is_told_from_its_models(self, version, checkpoint, capsys):
+        repository = version.parent.parent
+        assert cli.main(["inspect", str(repository)]) == 1
+        said = capsys.readouterr().err
+        assert f"{repository} is a repository; give one of its models: " in said
+        assert str(repository / checkpoint.name) in said
