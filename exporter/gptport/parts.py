@@ -35,7 +35,7 @@ class Call:
         inputs: name → value, all but the cache.
         watched: whether the values that `run` is to watch are wanted of this call.
         values: what the parts computed so far for those after them, and in the end the logits.
-        seen: of each watched value, what it was for the first row, float32.
+        seen: what each watched value was, float32.
     """
 
     cache: str
@@ -205,7 +205,7 @@ def _run(
     session.run_with_iobinding(binding)
     for name, value in zip(wanted, binding.get_outputs_as_ortvaluevector(), strict=True):
         if call.watched and name in part.shows:
-            call.seen[name] = value.numpy()[0].astype(np.float32)
+            call.seen[name] = value.numpy().astype(np.float32)
         if name in part.gives and name not in kept:
             # A copy: a value that onnxruntime allocated keeps the memory of its session.
             call.values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value.numpy()))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 ROWS, ROW_TOKENS = 4, 65  # the last token of a row has no successor: 256 predictions in all
+WATCHED_ROW, WATCHED_TOKENS = 1, 21  # the hidden states that are kept: of the beginning of one row
 _WHOLE = 1 << 30  # bytes of a model in float32 up to which it is loaded at once
 
 
@@ -34,7 +35,7 @@ class Reference:
     Attributes:
         ids: rows of consecutive text, int64 [rows, tokens].
         logits: float32 [rows, tokens, vocab].
-        hidden_states: after each layer, of the first row: float32 [layers, tokens, features]; no layers unless asked for.
+        hidden_states: after each layer, of what is watched: float32 [layers, tokens, features]; no layers unless asked for.
     """
 
     ids: NDArray[np.int64]
@@ -81,17 +82,17 @@ def reference(
     adapt(model)
     states: list[NDArray[np.float32]] = []
     for layer in model.get_submodule(layers_path).children() if layers_path else ():
-        layer.register_forward_hook(lambda _, __, output: states.append(_of_first_row(output)))
+        layer.register_forward_hook(lambda _, __, output: states.append(_watched(output)))
     with torch.no_grad():
         logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
     return Reference(ids, logits, np.stack(states) if states else np.zeros((0, width, 0), np.float32))
 
 
-def _of_first_row(output: Any) -> NDArray[np.float32]:
-    """Of what a decoder layer gives: hidden states, or a tuple that begins with them. A copy, which lets the other rows go."""
+def _watched(output: Any) -> NDArray[np.float32]:
+    """Of what a decoder layer gives: hidden states, or a tuple that begins with them. A copy, which lets the rest go."""
     hidden = output if isinstance(output, torch.Tensor) else output[0]
-    first: NDArray[np.float32] = hidden[0].float().numpy().copy()
-    return first
+    kept: NDArray[np.float32] = hidden[WATCHED_ROW, :WATCHED_TOKENS].float().numpy().copy()
+    return kept
 
 
 def in_torch(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from . import parts
 from .errors import VerificationError
+from .reference import WATCHED_ROW, WATCHED_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     Logits = NDArray[np.float32]
 
-_PREFILL = (3, 21, 12, 1)  # tokens of each row of the ragged batch
+_PREFILL = (3, WATCHED_TOKENS, 12, 1)  # tokens of each row of the ragged batch
 _DECODE_STEPS = 4
 
 
@@ -40,11 +41,13 @@ class LayerDifference:
 
     Attributes:
         layer: its number, from 0.
-        median: over the positions of the first row of the text.
+        positions: that were compared.
+        median: over the positions of the prefill in two chunks.
         largest: of them.
     """
 
     layer: int
+    positions: int
     median: float
     largest: float
 
@@ -136,9 +139,9 @@ def verify(
                 f"the {precision.name} graph gives logits that are not numbers ({each.what}); the first such values come from "
                 f"{culprit}: the range of {precision.name} is too small for this model; use another --precision"
             )
-    seen = runs.calls[0].seen
     layers = tuple(
-        _layer_difference(i, seen[name], expected.hidden_states[i]) for i, name in enumerate(hidden_states)
+        _layer_difference(i, runs.seen(name), expected.hidden_states[i])
+        for i, name in enumerate(hidden_states)
     )
     parity = _parity(compared, expected, layers, count)
     worst = max(compared, key=lambda each: float(each.differences.max()))
@@ -166,7 +169,7 @@ def _layer_difference(layer: int, got: NDArray[np.float32], expected: NDArray[np
     """Both [tokens, features]."""
     norms = np.linalg.norm(expected, axis=1)
     found = np.linalg.norm(got - expected, axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
-    return LayerDifference(layer, float(np.median(found)), float(found.max()))
+    return LayerDifference(layer, len(found), float(np.median(found)), float(found.max()))
 
 
 def _parity(
@@ -208,12 +211,12 @@ class _Runs:
         rows, width = expected.ids.shape
         self._prefill = [min(n, width) for n in _PREFILL]
         self._steps = min(_DECODE_STEPS, width - max(self._prefill))
-        chunked = expected.ids[1][: self._prefill[1]]
+        chunked = expected.ids[WATCHED_ROW][: self._prefill[WATCHED_ROW]]
         middle = self._middle = len(chunked) // 2
         self.calls = [
-            replace(self._call("text", list(expected.ids), [0] * rows, np.arange(width)[::-1]), watched=True),
-            self._call("chunks", [chunked[:middle]], [0]),
-            self._call("chunks", [chunked[middle:]], [middle]),
+            self._call("text", list(expected.ids), [0] * rows, np.arange(width)[::-1]),
+            replace(self._call("chunks", [chunked[:middle]], [0]), watched=True),
+            replace(self._call("chunks", [chunked[middle:]], [middle]), watched=True),
             self._batch([0] * rows, self._prefill),
         ]
         for step in range(self._steps):
@@ -227,8 +230,10 @@ class _Runs:
         )
         expected, middle = self._expected.logits, self._middle
         yield _Compared("prefill of a text", text, expected.reshape(text.shape))
-        yield _Compared("first chunk of a prefill", first, expected[1, middle - 1 : middle])
-        yield _Compared("second chunk of a prefill", second, expected[1, self._prefill[1] - 1, None])
+        yield _Compared("first chunk of a prefill", first, expected[WATCHED_ROW, middle - 1 : middle])
+        yield _Compared(
+            "second chunk of a prefill", second, expected[WATCHED_ROW, self._prefill[WATCHED_ROW] - 1, None]
+        )
         for step, got in enumerate(batch):
             what = f"decode step {step}" if step else "batched prefill"
             yield _Compared(
@@ -236,6 +241,10 @@ class _Runs:
                 got,
                 np.stack([row[n - 1 + step] for row, n in zip(expected, self._prefill, strict=True)]),
             )
+
+    def seen(self, name: str) -> NDArray[np.float32]:
+        """What a value that was watched was at each position of the prefill in chunks, [tokens, features]."""
+        return np.concatenate([call.seen[name][0] for call in self.calls if call.watched])
 
     def _batch(self, starts: list[int], ends: list[int]) -> parts.Call:
         rows = [row[a:b] for row, a, b in zip(self._expected.ids, starts, ends, strict=True)]

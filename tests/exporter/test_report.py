@@ -128,6 +128,7 @@ def test_parameters_are_those_of_the_checkpoint(gpt2, llama_untied, exported):
 def test_every_layer_is_compared(result, page):
     layers = result.parity.layers
     assert [each.layer for each in layers] == [0, 1, 2]
+    assert {each.positions for each in layers} == {21}
     assert all(0 < each.median <= each.largest < 1e-5 for each in layers)
     assert f"{number(layers[-1].median)} after the last" in Read(page).text
 
@@ -148,8 +149,8 @@ def test_a_layer_that_is_wrong_shows(llama, export_to, tmp_path, monkeypatch):
         states.append(read(output))
         return states[-1] + (len(states) == 2)
 
-    states, read = [], reference._of_first_row
-    monkeypatch.setattr(reference, "_of_first_row", shifted)
+    states, read = [], reference._watched
+    monkeypatch.setattr(reference, "_watched", shifted)
     first, second, third = export_to(llama, tmp_path).parity.layers
     assert second.median > 1000 * max(first.median, third.median)
 
