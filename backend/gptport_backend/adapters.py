@@ -48,7 +48,7 @@ class Adapters:
             there = self._there()
             if name not in there:
                 raise RequestError(f"lora_name is {name[:80]!r}; {self._choice(there)}")
-            self._read[name] = self._load(name)
+            self._read.setdefault(name, self._load(name))
         return self._read[name]
 
     def _there(self) -> list[str]:

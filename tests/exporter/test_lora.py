@@ -166,6 +166,7 @@ def test_verify_finds_a_damaged_adapter(llama, adapter_of, lora_export, tmp_path
     version = shutil.copytree(lora_export(llama), tmp_path / "1")
     folder, _ = export_adapter.export(adapter_of(llama, "all"), version, "damaged", Steps())
     assert cli.main(["verify", str(version)]) == 0
+    assert "damaged" in capsys.readouterr().out.partition("adapters: ")[2]
     path = folder / adapters.WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
     capsys.readouterr()

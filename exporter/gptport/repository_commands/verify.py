@@ -42,7 +42,7 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command; 1 if something has changed."""
-    from .. import integrity, manifest
+    from .. import adapters, integrity, manifest
 
     folder = manifest.version_folder(options.model)
     known = manifest.read(folder)
@@ -50,7 +50,10 @@ def run(options: argparse.Namespace) -> int:
     if damage:
         put("\n".join(damage))
         return 1
-    put(f"{folder}: {len(known.files)} files are as they were written")
+    beside = ", ".join(adapter.name for adapter in adapters.there(folder))
+    put(
+        f"{folder}: {len(known.files)} files are as they were written{beside and f', so are the adapters: {beside}'}"
+    )
     if options.checkpoint is not None:
         _compare(folder, options)
     return 0
