@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -20,6 +19,8 @@ from gptport.precision import by_name
 from gptport.samples import sample
 from gptport_backend.engine import EngineOptions
 from gptport_backend.errors import RequestError
+
+peft = pytest.importorskip("peft")
 
 # Of different ranks and modules, so that they have different columns of the graph's inputs.
 ADAPTERS = {

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -14,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gptport.server import running
 from gptport_client import Client, InvalidRequest
 from in_torch import PROMPTS
+
+peft = pytest.importorskip("peft")
 
 NAME = "gpt2-tiny"
 TOKENS = 24

@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import onnxruntime
-import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,6 +16,8 @@ from gptport.checkpoint import open_checkpoint
 from gptport.console import Steps
 from gptport.errors import CheckpointError, UnsupportedModel, UsageError
 from gptport.lora import read, stretches
+
+peft = pytest.importorskip("peft")
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IDS = [5, 17, 200, 3, 99, 42, 7]
