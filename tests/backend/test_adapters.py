@@ -173,3 +173,21 @@ def test_a_foreign_adapter_does_not_reach_the_graph(checkpoint, adapted, tmp_pat
     source = adapter(checkpoint, tmp_path, {"r": 2, "target_modules": ["lm_head"]})
     with pytest.raises(GptportError, match="lm_head"):
         export_adapter.export(source, adapted, "foreign", Steps())
+
+
+def test_several_answers_and_the_likelihood_of_a_prompt_are_by_the_adapter(serve_adapted):
+    served = serve_adapted()
+    options = {"max_tokens": 12, "temperature": 0.9, "lora_name": "one", "ignore_eos": True}
+    several = served.ask(text_input=PROMPTS[2], n=2, seed=5, **options)
+    asked = [
+        served.ask(text_input=PROMPTS[2], max_tokens=0, prompt_logprobs=0, lora_name=name)
+        for name in ("one", "two")
+    ]
+    single = [served.ask(text_input=PROMPTS[2], seed=5 + index, **options).wait() for index in range(2)]
+    assert [several.wait().of(index).token_ids for index in range(2)] == [each.token_ids for each in single]
+    again = served.ask(text_input=PROMPTS[2], max_tokens=0, prompt_logprobs=0, lora_name="one")
+    one, two, alone = (
+        [each.token for each in answer.wait().pieces[0].prompt.logprobs] for answer in (*asked, again)
+    )
+    assert one == pytest.approx(alone, abs=1e-5)
+    assert one != pytest.approx(two, abs=1e-2)
