@@ -319,6 +319,46 @@ def _sum(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "ReduceSum", t.operand(call, x), constant(t.graph, list(axes)), keepdims=int(keep))
 
 
+def _gather(t: Translator, call: Call) -> list[ir.Value]:
+    x, axis, index = call.arguments
+    return t.op(call, "GatherElements", t.value(x), t.value(index), axis=axis)
+
+
+def _scatter(t: Translator, call: Call) -> list[ir.Value]:
+    """One number at the indices along an axis."""
+    x, axis, index, number = call.arguments
+    shape = t.op(call, "Shape", t.value(index))[0]
+    numbers = t.op(call, "Expand", constant(t.graph, [number], _dtype(t, call)), shape)[0]
+    return t.op(call, "ScatterElements", t.value(x), t.value(index), numbers, axis=axis)
+
+
+def _masked_fill(t: Translator, call: Call) -> list[ir.Value]:
+    x, mask, number = call.arguments
+    return t.op(call, "Where", t.value(mask), constant(t.graph, number, _dtype(t, call)), t.operand(call, x))
+
+
+def _zeros_like(t: Translator, call: Call) -> list[ir.Value]:
+    shape = t.op(call, "Shape", t.value(call.arguments[0]))[0]
+    return t.op(call, "Expand", constant(t.graph, [0], _dtype(t, call)), shape)
+
+
+def _clamp(t: Translator, call: Call) -> list[ir.Value]:
+    x, *bounds = call.arguments
+    limits = [None if each is None else constant(t.graph, each, _dtype(t, call)) for each in bounds]
+    return t.op(call, "Clip", t.operand(call, x), *limits)
+
+
+def _silu(t: Translator, call: Call) -> list[ir.Value]:
+    x = t.value(call.arguments[0])
+    return t.op(call, "Mul", x, t.op(call, "Sigmoid", x)[0])
+
+
+def _softplus(t: Translator, call: Call) -> list[ir.Value]:
+    if call.arguments[1:] != ():
+        raise UnsupportedModel(f"{call.scope} computes {call.operator} with {call.arguments[1:]}")
+    return t.op(call, "Softplus", t.value(call.arguments[0]))
+
+
 def _dtype(t: Translator, call: Call) -> ir.DataType:
     return DTYPES[t.recording.dtypes[call.results[0].number]]
 
@@ -330,13 +370,19 @@ TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::add.Tensor": _elementwise("Add"),
     "aten::addmm": _addmm,
     "aten::alias": _same,
+    "aten::bitwise_not": _elementwise("Not"),
     "aten::cat": _concat,
+    "aten::clamp": _clamp,
     "aten::clone": _same,
     "aten::detach": _same,
     "aten::div.Tensor": _elementwise("Div"),
     "aten::embedding": _embedding,
     "aten::expand": _broadcast,
+    "aten::floor": _elementwise("Floor"),
+    "aten::gather": _gather,
     "aten::index_select": _index_select,
+    "aten::log": _elementwise("Log"),
+    "aten::masked_fill.Scalar": _masked_fill,
     "aten::mean.dim": _mean,
     "aten::mm": _mm,
     "aten::mul.Tensor": _elementwise("Mul"),
@@ -346,11 +392,15 @@ TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::pow.Tensor_Scalar": _elementwise("Pow"),
     "aten::relu": _elementwise("Relu"),
     "aten::rsqrt": _rsqrt,
+    "aten::scatter.value": _scatter,
     "aten::select.int": _select,
     "aten::sigmoid": _elementwise("Sigmoid"),
+    "aten::silu": _silu,
     "aten::slice.Tensor": _slice,
+    "aten::softplus": _softplus,
     "aten::split.Tensor": _split,
     "aten::split_with_sizes": _split,
+    "aten::squeeze": _reshape,
     "aten::squeeze.dim": _squeeze,
     "aten::sub.Tensor": _elementwise("Sub"),
     "aten::sum.dim_IntList": _sum,
@@ -360,4 +410,5 @@ TRANSLATIONS: dict[str, Callable[[Translator, Call], list[ir.Value]]] = {
     "aten::transpose.int": _transpose,
     "aten::unsqueeze": _unsqueeze,
     "aten::view": _reshape,
+    "aten::zeros_like": _zeros_like,
 }

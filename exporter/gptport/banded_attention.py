@@ -39,8 +39,7 @@ def replacement(path: str, module: nn.Module, buffered: Callable[[], nn.Module])
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, None]:
         call = swap.current()
-        if mask is not None and not isinstance(mask, own_attention.Marked):
-            raise UnsupportedModel(f"{type(module).__name__} has an attention mask of its own")
+        own_attention.window_of(mask)  # which the method's own mask is measured against below
         key, value = own_attention.unmarked(key), own_attention.unmarked(value)
         with recording.paused():
             scale, window = _scale_and_window(buffered().get_submodule(path), query.shape[-1])

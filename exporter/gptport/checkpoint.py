@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from . import packed
-from .errors import CheckpointError, UnsupportedModel, first_line
+from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
 from .locate import Location, locate
 from .packed import Packed, Packing
 from .spec import ModelSpec
@@ -64,7 +64,16 @@ class Checkpoint(Location):
             generation = GenerationConfig.from_pretrained(self.directory)
         except OSError:
             generation = None
-        return ModelSpec.from_config(self.config, generation)
+        try:
+            return ModelSpec.from_config(self.config, generation)
+        except GptportError:
+            raise
+        except (
+            Exception
+        ) as error:  # some configurations raise what they like where a field is not the same for all layers
+            raise UnsupportedModel(
+                f"the configuration of {self.config.model_type!r} is not that of a GPT: {first_line(error)}"
+            ) from error
 
     @cached_property
     def packing(self) -> Packing | None:

@@ -32,7 +32,7 @@ class Mark:
     """What a marked tensor stands for.
 
     Attributes:
-        kind: `key`, `value`, `scores`, `weights`, `mask` or `alibi`.
+        kind: `key`, `value`, `scores`, `weights`, `mask`, `alibi`, or `other mask`, which is refused where it is used.
         original: of keys and values: the tensor [B,K,S,D] that the cache was given.
         query: of scores and weights: [B,H,S,D], or [B·H,S,D].
         scale: of scores and weights, and what slopes are multiplied by.
@@ -131,6 +131,21 @@ def unmarked(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def window_of(mask: Any) -> int:
+    """How many tokens a mask lets one attend to, itself included; 0 for all before it, as without a mask.
+
+    Raises:
+        UnsupportedModel: it is no mask that the operator has.
+    """
+    if mask is None:
+        return 0
+    if not isinstance(mask, Marked) or mask.mark.kind != "mask":
+        raise UnsupportedModel(
+            "the model has an attention mask of its own, neither causal nor a sliding window"
+        )
+    return mask.mark.window
+
+
 def _plain(argument: Any) -> Any:
     if isinstance(argument, Marked):
         return argument.as_subclass(torch.Tensor)
@@ -190,7 +205,7 @@ def _whole(
     scale: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    window = attn_mask.mark.window if isinstance(attn_mask, Marked) else 0
+    window = window_of(attn_mask)
     weights = Mark("weights", key.mark.original, query, scale or query.shape[-1] ** -0.5, window=window)
     return _attended(weights, value.mark, value)
 

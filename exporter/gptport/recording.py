@@ -81,7 +81,13 @@ class Recording:
 _active: list[Recorder] = []
 
 # The tensor has another number from then on. A view of it that is used later would be wrong, which verification finds.
-_IN_PLACE = {f"aten::{name}_.Tensor": f"aten::{name}.Tensor" for name in ("add", "mul", "div")}
+_IN_PLACE = {
+    **{f"aten::{name}_.Tensor": f"aten::{name}.Tensor" for name in ("add", "mul", "div")},
+    **{
+        f"aten::{name}": f"aten::{name.replace('_.', '.')}"
+        for name in ("scatter_.value", "masked_fill_.Scalar")
+    },
+}
 
 
 class Recorder(TorchDispatchMode):

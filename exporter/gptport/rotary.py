@@ -158,7 +158,7 @@ def is_interleaved(apply: Callable[..., Any]) -> bool:
     angles = torch.randn(1, 3, 4, generator=generator)
     for interleaved in (False, True):
         expected = [_rotated(x, angles, interleaved=interleaved) for x in (query, key)]
-        for table in (angles.repeat_interleave(2, -1) if interleaved else angles.repeat(1, 1, 2), angles):
+        for table in (angles.repeat_interleave(2, -1), angles.repeat(1, 1, 2), angles):
             with suppress(RuntimeError, TypeError, ValueError):
                 got = apply(query, key, table.cos(), table.sin())
                 if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True)):

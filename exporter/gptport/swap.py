@@ -107,14 +107,12 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; see `ALL_ATTENTION_FUNCTIONS`."""
     call, layer = _calls[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    window = attention_mask.mark.window if isinstance(attention_mask, own_attention.Marked) else 0
+    window = own_attention.window_of(attention_mask)
     given = [
         f"{name}={value!r}"
         for name, value in others.items()
         if name not in _UNDERSTOOD and value is not None and value is not False
     ]
-    if attention_mask is not None and not isinstance(attention_mask, own_attention.Marked):
-        given.append("an attention mask of its own")
     if sliding_window is not None and sliding_window != window:
         given.append(f"a window of {sliding_window} where its mask has {window or 'none'}")
     if given:
@@ -167,11 +165,12 @@ def _mask(
 ) -> torch.Tensor:
     """transformers' mask interface; see `ALL_MASK_ATTENTION_FUNCTIONS`. A tensor that stands for the mask."""
     window = local_size or 0
-    if use_vmap or not _is_causal(mask_function, window):
-        raise UnsupportedModel("the model has an attention mask that is neither causal nor a sliding window")
+    known = not use_vmap and _is_causal(mask_function, window)
     with recording.paused():
         shadow = torch.empty(batch_size, 1, q_length, q_length, device="meta")
-    return own_attention.Marked.of(shadow, own_attention.Mark("mask", window=window))
+    return own_attention.Marked.of(
+        shadow, own_attention.Mark("mask" if known else "other mask", window=window)
+    )
 
 
 def _is_causal(mask_function: Callable[..., Any], window: int) -> bool:

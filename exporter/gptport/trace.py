@@ -174,7 +174,8 @@ def _translate(recorded: recording.Recording, model: PreTrainedModel, tensors: _
             name=name, shape=symbolic_shape(recorded.shapes[number]), type=ir.TensorType(DTYPES[tensor.dtype])
         )
         graph.inputs.append(values[number])
-    for name, tensor in model.named_parameters():
+    stored = {**dict(model.named_parameters()), **_stored_buffers(model)}
+    for name, tensor in stored.items():
         if id(tensor) in recorded.numbers:
             values[recorded.numbers[id(tensor)]] = weights.parameter(
                 graph, name, DTYPES[tensor.dtype], tuple(tensor.shape)
@@ -196,9 +197,11 @@ def _translate(recorded: recording.Recording, model: PreTrainedModel, tensors: _
 def _buffers(
     recorded: recording.Recording, needed: Sequence[recording.Call], model: PreTrainedModel
 ) -> dict[int, torch.Tensor]:
-    """Tensor number → values of the buffers that are used: a model makes them itself, checkpoints do not have them."""
+    """Tensor number → values of the buffers that are used and that checkpoints do not have: a model makes them itself."""
     taken = {number for call in needed for number in recording.tensors_of(call)}
-    numbers = {name: recorded.numbers.get(id(tensor)) for name, tensor in model.named_buffers()}
+    stored = _stored_buffers(model)
+    made = {name: tensor for name, tensor in model.named_buffers() if name not in stored}
+    numbers = {name: recorded.numbers.get(id(tensor)) for name, tensor in made.items()}
     wanted = {name: number for name, number in numbers.items() if number in taken}
     if not wanted:
         return {}
@@ -207,6 +210,12 @@ def _buffers(
     with init_empty_weights(include_buffers=False):
         real = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     return {number: real.get_buffer(name) for name, number in wanted.items() if number is not None}
+
+
+def _stored_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a checkpoint has, such as what a router was balanced by: they are read as parameters are."""
+    stored = model.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in model.named_buffers() if name in stored}
 
 
 def _aliases(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -243,5 +252,6 @@ def rotary_tables(
     config: PretrainedConfig, module: str, length: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines, each float32 [length, pairs of a head], as the model's own rotary module makes them."""
-    cos, sin = rotary.tables(meta_model(config, 1, torch.float32), module, length)
+    whole = meta_model(config, config.num_hidden_layers, torch.float32)  # the module may be one of a layer
+    cos, sin = rotary.tables(whole, module, length)
     return cos.numpy(), sin.numpy()

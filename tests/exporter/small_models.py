@@ -49,6 +49,9 @@ _OF_ITS_OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
     "gptj": {"rotary_dim": 16},
     "codegen": {"rotary_dim": 16},
+    "dots1": {"n_shared_experts": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "gpt_neox": _HALF_ROTARY,
     "stablelm": _HALF_ROTARY,
 }

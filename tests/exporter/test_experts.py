@@ -5,13 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from gptport import experts
 from gptport.checkpoint import open_checkpoint
-from gptport.errors import UnsupportedModel
+from gptport.errors import CheckpointError, UnsupportedModel
 
 SHAPE = {
     "hidden_size": 64,
@@ -84,3 +92,33 @@ def test_another_gate_is_refused_by_name():
     other = MixtralExperts(MixtralConfig(**SHAPE, hidden_act="relu"))
     with pytest.raises(UnsupportedModel, match="the experts mlp have a gate other than SwiGLU"):
         experts._gate("mlp", other)
+
+
+@pytest.fixture(scope="session")
+def glm4_moe(save):
+    """Its router has a bias that is no parameter: a stored buffer, zeros in a model that was just made."""
+    torch.manual_seed(5)
+    moe = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
+    shape = {key: value for key, value in SHAPE.items() if key != "num_local_experts"}
+    model = randomized(
+        Glm4MoeForCausalLM(Glm4MoeConfig(**{**shape, **moe, "head_dim": 32, "moe_intermediate_size": 32}))
+    )
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(buffer)
+    return save(model, "glm4_moe")
+
+
+def test_a_stored_buffer_is_read_from_the_checkpoint(glm4_moe, exported, start, in_torch):
+    sequence = start(next(iter(exported(glm4_moe).folders.values())))
+    ids = list(range(1, 21))
+    np.testing.assert_allclose(sequence.append(ids), in_torch(glm4_moe, ids)[-1], atol=2e-3)
+
+
+def test_a_checkpoint_that_lacks_a_stored_buffer_is_refused(glm4_moe, export_to, copy, tmp_path):
+    folder = copy(glm4_moe)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(each for each in tensors if each.endswith("e_score_correction_bias"))
+    save_file({key: value for key, value in tensors.items() if key != name}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"has no tensor '{name}'"):
+        export_to(folder, tmp_path / "repository")

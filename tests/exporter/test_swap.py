@@ -236,7 +236,7 @@ def test_what_is_done_to_its_scores_and_not_understood_is_refused_by_name(change
         product(change)
 
 
-def test_a_mask_that_is_neither_causal_nor_a_window_is_refused():
+def test_a_mask_that_is_neither_causal_nor_a_window_is_refused_where_attention_takes_it():
     def chunked(_, __, query, key):
         return (key <= query) & (key // 4 == query // 4)
 
@@ -245,7 +245,7 @@ def test_a_mask_that_is_neither_causal_nor_a_window_is_refused():
 
     for function, size in ((chunked, 4), (backwards, None)):
         with a_call(), pytest.raises(UnsupportedModel, match="neither causal nor a sliding window"):
-            swap._mask(batch_size=1, q_length=3, mask_function=function, local_size=size)
+            attend(swap._mask(batch_size=1, q_length=3, mask_function=function, local_size=size))
 
 
 def tiny(config_type, **changes):

@@ -54,7 +54,10 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     heads, kv_heads, head_dim = (int(n) for n in (query.shape[1], key.shape[1], query.shape[3]))  # type: ignore[index, arg-type]
     rotary = query.producer()
     (query, table), (key, key_table) = _unrotated(query), _unrotated(key)
-    assert table is key_table, "query and key are rotated by the same angles"
+    if table is not key_table:
+        raise UnsupportedModel(
+            "query or key is changed between its rotation and attention, or they have other angles; gptport cannot lower that yet"
+        )
     caches = _rotary_caches(graph, table, context) if table else (None, None)
     bias = _alibi(graph, node, total, query)
     rows = [_rows(node, tensor) for tensor in (query, key, value)]
