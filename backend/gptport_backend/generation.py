@@ -128,7 +128,7 @@ class Generation(Sequence):
             self.finish("cancelled")
         elif time.monotonic() >= self._deadline:
             self.finish("timeout")
-        elif not self.limit and self._score and self._score.complete:
+        elif not self.limit and (self._score is None or self._score.complete):
             self.finish("length")
 
     def give_up_row(self) -> None:

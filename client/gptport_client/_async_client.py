@@ -92,14 +92,28 @@ class AsyncClient:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """See `Client.stream`; for `async for`, inside of the event loop."""
-        asked = Asked.checked(params, options, timeout, loop, processors)
+        asked = Asked.checked(params, options, timeout, loop, processors, n)
         return AsyncStream(self._core.generate(prompt, asked))
+
+    async def samples(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        n: int,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> tuple[Result, ...]:
+        """See `Client.samples`."""
+        asked = Asked.checked(params, options, timeout, n=n)
+        return await _results(self._core.generate(prompt, asked))
 
     async def chat(
         self,
@@ -121,6 +135,7 @@ class AsyncClient:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
         timeout: float | None = None,
@@ -128,7 +143,7 @@ class AsyncClient:
     ) -> AsyncStream:
         """See `Client.chat_stream`; for `async for`, inside of the event loop."""
         return AsyncStream(
-            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors))
+            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors, n))
         )
 
     def generate_many(
@@ -203,10 +218,14 @@ class AsyncClient:
 
 
 async def _result(answer: Answer) -> Result:
+    return (await _results(answer))[0]
+
+
+async def _results(answer: Answer) -> tuple[Result, ...]:
     async with AsyncStream(answer) as stream:
         async for _ in stream:
             pass
-        return stream.result
+        return stream.results
 
 
 def _transport(endpoint: Endpoint) -> AsyncTransport:

@@ -123,6 +123,7 @@ class Client:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
         timeout: float | None = None,
@@ -131,10 +132,28 @@ class Client:
         """Continue a prompt, piece by piece; the arguments are those of `generate`.
 
         The chunks' texts put together are the text that `generate` returns. Leaving the stream early
-        cancels the request on the server.
+        cancels the request on the server. With `n` there are several answers, as `samples` gives them: a chunk
+        has the `index` of its own.
         """
-        asked = Asked.checked(params, options, timeout, loop, processors)
+        asked = Asked.checked(params, options, timeout, loop, processors, n)
         return Stream(self._core.generate(prompt, asked))
+
+    def samples(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        n: int,
+        timeout: float | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> tuple[Result, ...]:
+        """Continue a prompt in `n` ways, whose keys and values are computed once; one result for each.
+
+        The one with the index i is what `generate` gives for the seed `seed + i`. The other arguments are those of `generate`,
+        for the server's loop.
+        """
+        asked = Asked.checked(params, options, timeout, n=n)
+        return _results(self._core.generate(prompt, asked))
 
     def chat(
         self,
@@ -162,13 +181,14 @@ class Client:
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         *,
+        n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a conversation, piece by piece; the arguments are those of `chat`."""
-        return Stream(self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors)))
+        return Stream(self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors, n)))
 
     def generate_many(
         self,
@@ -269,10 +289,14 @@ class Client:
 
 
 def _result(answer: Answer) -> Result:
+    return _results(answer)[0]
+
+
+def _results(answer: Answer) -> tuple[Result, ...]:
     with Stream(answer) as stream:
         for _ in stream:
             pass
-        return stream.result
+        return stream.results
 
 
 def _transport(endpoint: Endpoint) -> Transport:

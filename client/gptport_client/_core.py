@@ -16,7 +16,14 @@ from gptport_client._errors import DeadlineExceeded, GptportError, InvalidReques
 from gptport_client._many import Item, Request
 from gptport_client._metrics import Metrics, read_metrics
 from gptport_client._model import ModelConfig, ModelInfo, step_model
-from gptport_client._params import SamplingParams, check_integer, check_text, check_timeout, sampling_params
+from gptport_client._params import (
+    MOST_ANSWERS,
+    SamplingParams,
+    check_integer,
+    check_text,
+    check_timeout,
+    sampling_params,
+)
 from gptport_client._processors import Processor, check_processors
 from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
 from gptport_client._served import ASK_TIMEOUT, ServedModel
@@ -57,6 +64,7 @@ class Asked:
     loop: Loop
     processors: tuple[Processor, ...]
     timeout: float | None
+    n: int = 1
 
     @classmethod
     def checked(
@@ -66,6 +74,7 @@ class Asked:
         timeout: float | None,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        n: int = 1,
     ) -> Asked:
         """From the arguments of the clients' methods."""
         check_timeout(timeout)
@@ -78,7 +87,12 @@ class Asked:
             raise InvalidRequest(
                 f"{checked.for_the_server[0]} is for the server's loop; leave out loop='client'"
             )
-        return cls(checked, loop, callables, timeout)
+        check_integer("n", n, 1, MOST_ANSWERS)
+        if n > 1 and loop == "client":
+            raise InvalidRequest(
+                f"n is {n}, which is for the server's loop; here, ask for each answer with a seed of its own"
+            )
+        return cls(checked, loop, callables, timeout, n)
 
 
 class Core:
@@ -185,8 +199,8 @@ class Core:
             return ClientAnswer(
                 self._model, self._tokenizers, prompt, asked.params, asked.processors, deadline, request_id
             )
-        request = text_request(self._model.name, request_id, prompt, asked.params, stream=True)
-        return ServerAnswer(self._model, request, deadline)
+        request = text_request(self._model.name, request_id, prompt, asked.params, stream=True, n=asked.n)
+        return ServerAnswer(self._model, request, deadline, asked.n)
 
     def _beam_search(
         self,

@@ -15,6 +15,7 @@ from gptport_client._errors import InvalidRequest
 INT32_MAX = 2**31 - 1
 UINT64_MAX = 2**64 - 1
 FLOAT32_MAX = 3.4028234663852886e38
+MOST_ANSWERS = 128  # of one request
 MOST_FORM_CHARACTERS = 100_000
 FORMS = ("json_schema", "regex", "choice", "grammar")
 

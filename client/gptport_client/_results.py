@@ -79,6 +79,7 @@ class Chunk:
         usage: the token counts, on the last chunk only.
         logprobs: of `token_ids`, if they were asked for.
         prompt_score: how likely the prompt was, if that was asked for, in the first chunk only.
+        index: of the answer that it is a piece of, from 0.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Chunk:
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_score: Score | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class ServerAnswer:
-    """The answer of the text model to one request; it is on its way when this is made."""
+    """The `count` answers of the text model to one request; they are on their way when this is made."""
 
-    def __init__(self, model: ServedModel, request: InferRequest, deadline: Deadline) -> None:
+    def __init__(self, model: ServedModel, request: InferRequest, deadline: Deadline, count: int = 1) -> None:
         self.request_id: str = request.id
         self._model = model
         self._request = request
         self._deadline = deadline
+        self._count = count
         self._cancelled = False
         self._unread = True  # of the call that runs
         self._call = self._begin()
@@ -57,14 +58,17 @@ class ServerAnswer:
         return self._model.transport.stream(self._request, self._deadline.remaining(self.request_id))
 
     def _read(self, response: InferResponse | None) -> Pieces:
+        running = self._count
         while response is not None:
-            chunk, final = read_text(response)
-            if chunk is not None and chunk.finish_reason is not None:
+            chunks, final = read_text(response)
+            running -= sum(chunk.finish_reason is not None for chunk in chunks)
+            if not running:
                 yield from self._drain()
-                yield chunk
+            for chunk in chunks:
+                if chunk.finish_reason or chunk.text or chunk.token_ids or chunk.prompt_score:
+                    yield chunk
+            if not running:
                 return
-            if chunk is not None and (chunk.text or chunk.token_ids or chunk.prompt_score):
-                yield chunk
             if final:
                 break
             response = yield self._call.read

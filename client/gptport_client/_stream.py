@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING, Protocol
 
 from gptport_client._errors import InvalidRequest
@@ -33,9 +34,9 @@ class Answer(Protocol):
 class Gathered:
     """The chunks of an answer so far, and when they came."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, started: float) -> None:
         self._request_id = request_id
-        self._started = time.monotonic()
+        self._started = started
         self._times: list[float] = []
         self._chunks: list[Chunk] = []
 
@@ -73,8 +74,28 @@ class Gathered:
         return Timings(first - self._started, last - self._started, (last - first) / later if later else None)
 
 
+class GatheredAnswers:
+    """The chunks of all answers to a request."""
+
+    def __init__(self, request_id: str) -> None:
+        started = time.monotonic()
+        self._answers: defaultdict[int, Gathered] = defaultdict(lambda: Gathered(request_id, started))
+
+    def add(self, chunk: Chunk) -> Chunk:
+        """Take note of the next chunk."""
+        return self._answers[chunk.index].add(chunk)
+
+    def result(self) -> Result:
+        """All of the first answer; InvalidRequest if that is not complete."""
+        return self._answers[0].result()
+
+    def results(self) -> tuple[Result, ...]:
+        """All of each, in the order of their indices; InvalidRequest if one is not complete."""
+        return tuple(self._answers[index].result() for index in sorted({0, *self._answers}))
+
+
 class Stream:
-    """The chunks of one answer as they come.
+    """The chunks of an answer, or of several, as they come.
 
     Leaving it before its end (`break`, `close()`, the end of a `with` block, or just dropping it) cancels the
     request on the server. For one thread; only `close()` may come from another.
@@ -88,12 +109,17 @@ class Stream:
         self._answer = answer
         self._pieces = answer.pieces()
         self._reading = False
-        self._gathered = Gathered(answer.request_id)
+        self._gathered = GatheredAnswers(answer.request_id)
 
     @property
     def result(self) -> Result:
         """The whole answer, once the stream was read to its end; InvalidRequest before."""
         return self._gathered.result()
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """All answers, if several were asked for, once the stream was read to its end; InvalidRequest before."""
+        return self._gathered.results()
 
     def __iter__(self) -> Self:
         return self
@@ -128,7 +154,7 @@ class Stream:
 
 
 class AsyncStream:
-    """The chunks of one answer as they come, for `async for`.
+    """The chunks of an answer, or of several, as they come, for `async for`.
 
     Leaving it before its end (`break`, `aclose()`, the end of an `async with` block, or just dropping it) or
     cancelling the task that reads it cancels the request on the server. For one task.
@@ -142,12 +168,17 @@ class AsyncStream:
         self._answer = answer
         self._pieces = answer.pieces()
         self._reading = False
-        self._gathered = Gathered(answer.request_id)
+        self._gathered = GatheredAnswers(answer.request_id)
 
     @property
     def result(self) -> Result:
         """The whole answer, once the stream was read to its end; InvalidRequest before."""
         return self._gathered.result()
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """All answers, if several were asked for, once the stream was read to its end; InvalidRequest before."""
+        return self._gathered.results()
 
     def __aiter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import fields
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -56,6 +57,7 @@ NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8",
 # What the text model answers with.
 OUTPUT_DATATYPES = {
     "text_output": "BYTES",
+    "index": "INT32",
     "output_ids": "INT32",
     "finish_reason": "BYTES",
     "num_input_tokens": "UINT32",
@@ -74,9 +76,9 @@ OPTIONAL_OUTPUTS = ("prompt_ids", *LOGPROB_OUTPUTS, *PROMPT_OUTPUTS)  # there if
 
 
 def text_request(
-    model: str, request_id: str, prompt: CheckedPrompt, params: SamplingParams, *, stream: bool
+    model: str, request_id: str, prompt: CheckedPrompt, params: SamplingParams, *, stream: bool, n: int = 1
 ) -> InferRequest:
-    """Ask the text model to continue a prompt. Parameters at their defaults are left out."""
+    """Ask the text model to continue a prompt, `n` times. Parameters at their defaults are left out."""
     request = _request(model, request_id)
     if isinstance(prompt, str):
         _add_values(request, "text_input", "BYTES", (prompt,))
@@ -87,6 +89,8 @@ def text_request(
         if value != field.default:
             for (name, datatype), values in zip(PARAMETER_TENSORS[field.name], _columns(value), strict=True):
                 _add_values(request, name, datatype, values)
+    if n != 1:
+        _add_values(request, "n", "INT32", (n,))
     _add_values(request, "stream", "BOOL", (stream,))
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
@@ -122,8 +126,8 @@ def step_request(
     return request
 
 
-def read_text(response: InferResponse) -> tuple[Chunk | None, bool]:
-    """One response of the text model: its piece, if it carries one, and whether it is the last response.
+def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:
+    """One response of the text model: a piece of an answer or several answers, and whether it is the last response.
 
     Raises:
         ProtocolError: it is not what docs/protocol.md describes.
@@ -132,24 +136,36 @@ def read_text(response: InferResponse) -> tuple[Chunk | None, bool]:
     final = flag is not None and flag.bool_param
     outputs = _outputs(response)
     if not outputs:
-        return None, final
-    reason = _read_string(outputs, "finish_reason")
-    usage = Usage(_read_number(outputs, "num_input_tokens"), _read_number(outputs, "num_output_tokens"))
-    chunk = Chunk(
-        text=_read_string(outputs, "text_output"),
-        token_ids=_read_ids(outputs),
-        logprobs=_read_logprobs(outputs, LOGPROB_OUTPUTS, _read_ids(outputs)),
-        prompt_score=_read_score(outputs),
-        finish_reason=finish_reason(reason) if reason else None,
-        usage=usage if reason else None,
-    )
-    return chunk, final
+        return (), final
+    (prompt_tokens,) = _read_numbers(outputs, "num_input_tokens", 1)
+    texts, reasons = _read_strings(outputs, "text_output"), _read_strings(outputs, "finish_reason")
+    indices = _read_numbers(outputs, "index", len(texts))
+    counts = _read_numbers(outputs, "num_output_tokens", len(texts))
+    ids, score = _read_ids(outputs), _read_score(outputs)
+    logprobs = _read_logprobs(outputs, LOGPROB_OUTPUTS, ids)
+    ends = list(accumulate(counts)) if len(texts) > 1 else [len(ids)]
+    if len(reasons) != len(texts) or ends[-1] != len(ids):
+        raise ProtocolError(f"{len(texts)} answers came with {len(reasons)} reasons and {len(ids)} tokens")
+    return tuple(
+        Chunk(
+            text=text,
+            token_ids=ids[begin:end],
+            logprobs=logprobs[begin:end],
+            finish_reason=finish_reason(reason) if reason else None,
+            usage=Usage(prompt_tokens, count) if reason else None,
+            prompt_score=None if begin else score,
+            index=index,
+        )
+        for text, reason, index, count, begin, end in zip(
+            texts, reasons, indices, counts, [0, *ends[:-1]], ends, strict=True
+        )
+    ), final
 
 
 def read_file(response: InferResponse) -> bytes | None:
     """The file in a response to `file_request`; None if the response carries no data."""
     outputs = _outputs(response)
-    return _read_bytes(outputs, "text_output") if outputs else None
+    return _read_bytes(outputs, "text_output")[0] if outputs else None
 
 
 def read_logits(response: InferResponse, vocab_size: int) -> Logits:
@@ -210,16 +226,21 @@ def _output(outputs: dict[str, tuple[str, bytes]], name: str, datatype: str) -> 
     return content
 
 
-def _read_bytes(outputs: dict[str, tuple[str, bytes]], name: str) -> bytes:
+def _read_bytes(outputs: dict[str, tuple[str, bytes]], name: str) -> list[bytes]:
     content = _output(outputs, name, "BYTES")
-    if len(content) < 4 or len(content) != 4 + int.from_bytes(content[:4], "little"):
-        raise ProtocolError(f"the output {name} is not one string")
-    return content[4:]
+    values, place = [], 0
+    while place < len(content):
+        begin = place + 4
+        place = begin + int.from_bytes(content[place:begin], "little")
+        values.append(content[begin:place])
+    if place != len(content) or not values:
+        raise ProtocolError(f"the output {name} is not a list of strings")
+    return values
 
 
-def _read_string(outputs: dict[str, tuple[str, bytes]], name: str) -> str:
+def _read_strings(outputs: dict[str, tuple[str, bytes]], name: str) -> list[str]:
     try:
-        return _read_bytes(outputs, name).decode()
+        return [value.decode() for value in _read_bytes(outputs, name)]
     except UnicodeDecodeError as error:
         raise ProtocolError(f"the output {name} is not UTF-8") from error
 
@@ -256,8 +277,8 @@ def _read_logprobs(
     return tuple(map(TokenLogprob, tokens, chosen.tolist(), pairs))
 
 
-def _read_number(outputs: dict[str, tuple[str, bytes]], name: str) -> int:
-    content = _output(outputs, name, "UINT32")
-    if len(content) != 4:
-        raise ProtocolError(f"the output {name} is not one number")
-    return int.from_bytes(content, "little")
+def _read_numbers(outputs: dict[str, tuple[str, bytes]], name: str, count: int) -> list[int]:
+    content = _output(outputs, name, OUTPUT_DATATYPES[name])
+    if len(content) != 4 * count:
+        raise ProtocolError(f"the output {name} has {len(content)} bytes, not {count} of 4 each")
+    return list(np.frombuffer(content, NUMPY_TYPES[OUTPUT_DATATYPES[name]]).tolist())

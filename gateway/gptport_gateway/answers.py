@@ -1,4 +1,4 @@
-"""The answers to one request: several streams of the client, read together."""
+"""The answers to one request: streams of the client, one for each prompt, read together."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ Pieces: TypeAlias = AsyncGenerator[Piece, None]
 
 
 class Answers:
-    """All are cancelled on the server when reading them ends early, or one fails."""
+    """`n` in each stream; all are cancelled on the server when reading them ends early, or one fails."""
 
-    def __init__(self, streams: Sequence[AsyncStream]) -> None:
+    def __init__(self, streams: Sequence[AsyncStream], n: int) -> None:
         self._streams = streams
+        self._n = n
 
     async def results(self) -> tuple[Result, ...]:
         """Each answer, complete."""
         async with aclosing(self.pieces()) as pieces:
             async for _ in pieces:
                 pass
-        return tuple(stream.result for stream in self._streams)
+        return tuple(result for stream in self._streams for result in stream.results)
 
     async def pieces(self) -> Pieces:
         """The chunks of all, as they come."""
         queue: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue(MOST_UNREAD)
         tasks = [
-            asyncio.create_task(_pump(index, stream, queue)) for index, stream in enumerate(self._streams)
+            asyncio.create_task(_pump(number * self._n, stream, queue))
+            for number, stream in enumerate(self._streams)
         ]
         try:
             ended = 0
@@ -62,10 +64,10 @@ class Answers:
                 await stream.aclose()
 
 
-async def _pump(index: int, stream: AsyncStream, queue: asyncio.Queue[Piece | BaseException | None]) -> None:
+async def _pump(first: int, stream: AsyncStream, queue: asyncio.Queue[Piece | BaseException | None]) -> None:
     try:
         async for chunk in stream:
-            await queue.put(Piece(index, chunk))
+            await queue.put(Piece(first + chunk.index, chunk))
     except Exception as error:  # raised where the pieces are read
         await queue.put(error)
     else:

@@ -123,7 +123,8 @@ class Endpoints:
 async def _begin(client: AsyncClient, asked: Asked, *, chat: bool) -> Answers:
     limit = (await client.model_config()).max_length if asked.unlimited else asked.params.max_tokens
     ask: Callable[..., Any] = client.chat_stream if chat else client.stream
-    return Answers([ask(prompt, params, max_tokens=limit) for prompt, params in asked.choices])
+    streams = [ask(prompt, asked.params, max_tokens=limit, n=asked.n) for prompt in asked.prompts]
+    return Answers(streams, asked.n)
 
 
 async def _events(first: Piece, pieces: Pieces, writer: Writer) -> AsyncIterator[bytes]:

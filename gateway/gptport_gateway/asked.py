@@ -59,14 +59,9 @@ class Asked:
     include_usage: bool
     echo: bool = False
 
-    @property
-    def choices(self) -> tuple[tuple[Prompt | Sequence[Message], SamplingParams], ...]:
-        """A prompt and its parameters for each answer; with a seed, each of `n` has one of its own."""
-        return tuple((prompt, self._seeded(number)) for prompt in self.prompts for number in range(self.n))
-
-    def _seeded(self, number: int) -> SamplingParams:
-        seed = self.params.seed
-        return self.params if seed is None else replace(self.params, seed=(seed + number) % 2**64)
+    def prompt_of(self, index: int) -> Prompt | Sequence[Message]:
+        """The prompt that the answer `index` belongs to."""
+        return self.prompts[index // self.n]
 
 
 def chat(body: Mapping[str, Any]) -> Asked:

@@ -93,7 +93,7 @@ class Writer:
         return _of_chat(logprobs, texts) if self._chat else _of_completion(logprobs, texts)
 
     def _echo(self, index: int) -> str:
-        prompt = self._asked.choices[index][0] if self._asked.echo else ""
+        prompt = self._asked.prompt_of(index) if self._asked.echo else ""
         return prompt if isinstance(prompt, str) else ""
 
     def _usage(self) -> dict[str, int]:

@@ -271,3 +271,37 @@ def test_a_transport_can_be_given():
     assert (result.text, result.token_ids, result.usage) == ("one two", (1, 2, 3), Usage(4, 3))
     assert transport.closed
     assert 4 < transport.requests[0][1] <= 5
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_samples_are_what_their_seeds_give(client, toy, separate):
+    toy.separate_final = separate
+    options = {"max_tokens": 9, "temperature": 0.9, "stop": ["e"]}
+    found = client.samples("The quick", n=3, seed=2**64 - 2, **options)
+    expected = [client.generate("The quick", seed=seed, **options) for seed in (2**64 - 2, 2**64 - 1, 0)]
+    assert [(each.text, each.token_ids) for each in found] == [
+        (each.text, each.token_ids) for each in expected
+    ]
+    assert len({each.text for each in found}) == 3
+    stream = client.stream("The quick", n=3, seed=2**64 - 2, **options)
+    assert {chunk.index for chunk in stream} == {0, 1, 2}
+    assert [each.text for each in stream.results] == [each.text for each in found]
+    assert stream.result == stream.results[0]
+    assert sum("n" in {tensor.name for tensor in request.inputs} for request in toy.requests) == 2
+
+
+def test_samples_are_as_good_over_http(toy_http, client):
+    with Client(toy_http, model="toy") as over_http:
+        options = {"n": 2, "max_tokens": 9, "temperature": 0.9, "seed": 1}
+        found, expected = (asking.samples("The quick", **options) for asking in (over_http, client))
+        assert [each.text for each in found] == [each.text for each in expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"n": 0}, "n is 0"), ({"n": 129}, "n is 129"), ({"n": 2, "loop": "client"}, "n is 2")],
+)
+def test_how_many_is_checked(client, toy, options, message):
+    with pytest.raises(InvalidRequest, match=message):
+        client.stream("a", **options)
+    assert not toy.requests

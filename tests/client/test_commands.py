@@ -40,6 +40,11 @@ def test_generate(client, command):
     assert "9 tokens" in err
     code, out, _ = command("generate", "-", "--max-tokens", 9, "--json", "--loop", "client", stdin=PROMPT)
     assert json.loads(out)["text"] == expected.text
+    several = client.samples(PROMPT, n=2, max_tokens=9, temperature=0.9, seed=1)
+    _, out, _ = command(
+        "generate", PROMPT, "--max-tokens", 9, "--n", 2, "--temperature", 0.9, "--seed", 1, "--json"
+    )
+    assert [json.loads(line)["text"] for line in out.splitlines()] == [each.text for each in several]
 
 
 def test_score(client, command):

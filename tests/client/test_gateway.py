@@ -82,7 +82,7 @@ def test_a_completion_in_pieces(ask, client):
     assert len({event.id for event in events}) == 1
 
 
-def test_several_prompts_and_several_answers(ask, client):
+def test_several_prompts_and_several_answers(ask, client, toy):
     ids = [5, 6, 7]
     answer = ask.completions.create(
         prompt=[PROMPT, "b"], n=2, model="toy", max_tokens=5, seed=2**64 - 1, temperature=0.8
@@ -96,6 +96,7 @@ def test_several_prompts_and_several_answers(ask, client):
     assert found == [result.text for result in expected]
     assert answer.usage.prompt_tokens == sum(result.usage.prompt_tokens for result in expected[::2])
     assert answer.usage.completion_tokens == 20
+    assert sum("n" in read_inputs(request) for request in toy.requests) == 2  # one for each prompt
     of_ids = ask.completions.create(prompt=ids, **GREEDY).choices[0].text
     assert of_ids == client.generate(ids, max_tokens=9).text
 

@@ -69,9 +69,33 @@ def test_a_text_response_is_a_chunk():
     request = service_pb2.ModelInferRequest(id="id")
     more = text_response(request, "ß".encode(), (7, 8), "", 3, 2, final=False).infer_response
     last = text_response(request, b"", (9,), "length", 3, 3, final=True).infer_response
-    assert read_text(more) == (Chunk("ß", (7, 8)), False)
-    assert read_text(last) == (Chunk("", (9,), "length", Usage(3, 3)), True)
-    assert read_text(final_response(request).infer_response) == (None, True)
+    assert read_text(more) == ((Chunk("ß", (7, 8)),), False)
+    assert read_text(last) == ((Chunk("", (9,), "length", Usage(3, 3)),), True)
+    assert read_text(final_response(request).infer_response) == ((), True)
+
+
+def test_a_response_may_have_several_answers():
+    response = service_pb2.ModelInferResponse()
+    texts = b"".join(struct.pack("<I", len(text)) + text for text in (b"a", b"", b"bc"))
+    reasons = b"".join(struct.pack("<I", 4) + b"stop" for _ in range(3))
+    for name, datatype, content in (
+        ("text_output", "BYTES", texts),
+        ("finish_reason", "BYTES", reasons),
+        ("index", "INT32", struct.pack("<3i", 0, 1, 2)),
+        ("output_ids", "INT32", struct.pack("<3i", 7, 8, 9)),
+        ("num_input_tokens", "UINT32", struct.pack("<I", 4)),
+        ("num_output_tokens", "UINT32", struct.pack("<3I", 1, 0, 2)),
+    ):
+        response.outputs.add(name=name, datatype=datatype)
+        response.raw_output_contents.append(content)
+    chunks = tuple(
+        Chunk(text, ids, "stop", Usage(4, len(ids)), index=index)
+        for index, (text, ids) in enumerate([("a", (7,)), ("", ()), ("bc", (8, 9))])
+    )
+    assert read_text(response) == (chunks, False)
+    response.raw_output_contents[3] = struct.pack("<2i", 7, 8)
+    with pytest.raises(ProtocolError, match="3 answers came with 3 reasons and 2 tokens"):
+        read_text(response)
 
 
 def test_a_file_is_bytes():
@@ -85,14 +109,20 @@ def test_a_file_is_bytes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.outputs.pop(), "4 outputs, 5 contents|4 outputs and 5 contents|outputs"),
+        (lambda r: r.outputs.pop(), "5 outputs, 6 contents"),
         (lambda r: setattr(r.outputs[0], "name", "other"), "text_output is missing, not BYTES"),
         (lambda r: setattr(r.outputs[1], "datatype", "INT64"), "output_ids is INT64, not INT32"),
-        (lambda r: r.raw_output_contents.__setitem__(0, b"\x05\0\0\0abc"), "text_output is not one string"),
+        (
+            lambda r: r.raw_output_contents.__setitem__(0, b"\x05\0\0\0abc"),
+            "text_output is not a list of strings",
+        ),
         (lambda r: r.raw_output_contents.__setitem__(0, b"\x01\0\0\0\xff"), "text_output is not UTF-8"),
         (lambda r: r.raw_output_contents.__setitem__(1, b"\x01\0\0"), "half a number"),
         (lambda r: r.raw_output_contents.__setitem__(2, b"\x03\0\0\0why"), "finish reason 'why'"),
-        (lambda r: r.raw_output_contents.__setitem__(3, b""), "num_input_tokens is not one number"),
+        (
+            lambda r: r.raw_output_contents.__setitem__(3, b""),
+            "num_input_tokens has 0 bytes, not 1 of 4 each",
+        ),
     ],
 )
 def test_a_response_of_another_form_is_a_protocol_error(change, message):

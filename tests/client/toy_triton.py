@@ -257,9 +257,19 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             self._add_score(response.infer_response, ids, tensors)
             yield response
             return
+        seed = int(tensors["seed"][0]) if "seed" in tensors else 0
+        answers = int(tensors["n"][0]) if "n" in tensors else 1
+        for index in reversed(range(answers)):
+            own = {**tensors, "seed": [(seed + index) % 2**64]}
+            yield from self._answer(request, context, ids, own, index)
+            if not context.is_active():
+                return
+        if self.separate_final:
+            yield final_response(request)
+
+    def _answer(self, request, context, ids, tensors, index):
         shown = ""
-        pieces = self.pieces(ids, tensors)
-        for count, (token, text, reason) in enumerate(pieces):
+        for count, (token, text, reason) in enumerate(self.pieces(ids, tensors)):
             if self.error_after and count == self.error_after[0]:
                 yield failure(self.error_after[1])
                 return
@@ -268,16 +278,16 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
                 self.cancelled.set()
                 return
             piece, shown = text[len(shown) :].encode(), text
-            last = bool(reason) and not self.separate_final
+            last = bool(reason) and not self.separate_final and not index
             reason = "" if self.no_finish_reason else reason
-            response = text_response(request, piece, (token,), reason, len(ids), count + 1, final=last)
+            response = text_response(
+                request, piece, (token,), reason, len(ids), count + 1, final=last, index=index
+            )
             if "logprobs" in tensors:
                 add_logprobs(response.infer_response, int(tensors["logprobs"][0]))
             if count == 0:
                 self._add_score(response.infer_response, ids, tensors)
             yield response
-        if self.separate_final:
-            yield final_response(request)
 
     def _add_score(self, response, ids, tensors):
         if "prompt_logprobs" not in tensors:
@@ -338,7 +348,7 @@ def read_inputs(request) -> dict:
 
 
 def text_response(
-    request, text: bytes, ids, reason: str, prompt_tokens: int, new_tokens: int, *, final: bool
+    request, text: bytes, ids, reason: str, prompt_tokens: int, new_tokens: int, *, final: bool, index=0
 ):
     """One response of the text model."""
     stream = service_pb2.ModelStreamInferResponse()
@@ -351,6 +361,7 @@ def text_response(
         ("finish_reason", "BYTES", struct.pack("<I", len(reason)) + reason.encode()),
         ("num_input_tokens", "UINT32", struct.pack("<I", prompt_tokens)),
         ("num_output_tokens", "UINT32", struct.pack("<I", new_tokens)),
+        ("index", "INT32", struct.pack("<i", index)),
     ):
         response.outputs.add(name=name, datatype=datatype, shape=(len(ids) if name == "output_ids" else 1,))
         response.raw_output_contents.append(content)

@@ -57,6 +57,16 @@ def test_every_parameter_in_both_loops(asked):
     assert "of" not in words
 
 
+def test_samples_share_a_prompt(asked):
+    options = {"max_tokens": 16, "temperature": 0.9, "stop": [" a"], "logprobs": 1}
+    found = asked.samples(PROMPTS[0], n=4, seed=5, **options)
+    alone = [asked.generate(PROMPTS[0], seed=5 + index, **options) for index in range(4)]
+    assert [(each.text, each.token_ids, each.finish_reason) for each in found] == [
+        (each.text, each.token_ids, each.finish_reason) for each in alone
+    ]
+    assert [len(each.logprobs) for each in found] == [len(each.token_ids) for each in alone]
+
+
 def test_an_answer_of_a_form(asked):
     for options in ({}, {"temperature": 1.2, "seed": 3}):
         result = asked.generate("A city as JSON: ", json_schema=SCHEMA, max_tokens=64, **options)

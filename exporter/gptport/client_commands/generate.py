@@ -26,7 +26,16 @@ def add(command: argparse.ArgumentParser) -> None:
     add_sampling(command)
     add_loop(command)
     command.add_argument(
-        "--json", action="store_true", help="print one JSON object when all is there, instead of streaming"
+        "--n",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many answers, one below the other; with --seed S, of S, S + 1, …",
+    )
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object an answer when all is there, instead of streaming",
     )
 
 
@@ -34,12 +43,16 @@ def run(options: argparse.Namespace) -> None:
     """The command."""
     prompt = standard_input() if options.prompt == "-" else options.prompt
     with connected(options) as client:
-        params = sampling(options)
-        if options.json:
-            result = client.generate(prompt, params, loop=options.loop, timeout=options.timeout)
-            put(json.dumps(asdict(result), ensure_ascii=False))
-        else:
-            show(client.stream(prompt, params, loop=options.loop, timeout=options.timeout))
+        stream = client.stream(
+            prompt, sampling(options), n=options.n, loop=options.loop, timeout=options.timeout
+        )
+        if not options.json and options.n == 1:
+            show(stream)
+            return
+        for _ in stream:
+            pass
+        for result in stream.results:
+            put(json.dumps(asdict(result), ensure_ascii=False) if options.json else f"{result.text}\n")
 
 
 def show(stream: Stream) -> None:
