@@ -190,6 +190,10 @@ class AsyncClient:
         """See `Client.tokenize`."""
         return await run_async(self._core.tokenize(text))
 
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """See `Client.detokenize`."""
+        return await run_async(self._core.detokenize(token_ids))
+
     async def token_texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """See `Client.token_texts`."""
         return await run_async(self._core.token_texts(token_ids))

@@ -109,7 +109,8 @@ class Client:
             loop: `server` asks the text model (continuous batching); `client` runs the loop here, against the
                 step model. For the same seed both give the same tokens.
             processors: for `loop="client"`: functions of token ids `[n]` and logits `[vocab]` that return logits.
-            timeout: seconds for everything, connecting included; None is no limit.
+            timeout: seconds for everything, connecting included; None is no limit. The server is told, and does not work longer
+                for a client that is lost.
             options: fields of `SamplingParams`, which replace those of `params`.
 
         Raises:
@@ -249,6 +250,10 @@ class Client:
     def tokenize(self, text: str) -> tuple[int, ...]:
         """The ids of a text's tokens, those included that the tokenizer puts around a text."""
         return run(self._core.tokenize(text))
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return run(self._core.detokenize(token_ids))
 
     def token_texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """Each token alone as text, special ones too; half a character is U+FFFD."""

@@ -142,6 +142,10 @@ class Core:
         check_text("text", text)
         return (yield from self._own_tokenizer()).encode(text)
 
+    def detokenize(self, token_ids: Sequence[int]) -> Flow[str]:
+        """The text of token ids."""
+        return (yield from self._own_tokenizer()).decode(token_ids)
+
     def token_texts(self, token_ids: Sequence[int]) -> Flow[tuple[str, ...]]:
         """Each token alone as text."""
         tokenizer = yield from self._own_tokenizer()
@@ -199,7 +203,15 @@ class Core:
             return ClientAnswer(
                 self._model, self._tokenizers, prompt, asked.params, asked.processors, deadline, request_id
             )
-        request = text_request(self._model.name, request_id, prompt, asked.params, stream=True, n=asked.n)
+        request = text_request(
+            self._model.name,
+            request_id,
+            prompt,
+            asked.params,
+            stream=True,
+            n=asked.n,
+            timeout=deadline.remaining(request_id),
+        )
         return ServerAnswer(self._model, request, deadline, asked.n)
 
     def _beam_search(

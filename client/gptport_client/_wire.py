@@ -76,9 +76,16 @@ OPTIONAL_OUTPUTS = ("prompt_ids", *LOGPROB_OUTPUTS, *PROMPT_OUTPUTS)  # there if
 
 
 def text_request(
-    model: str, request_id: str, prompt: CheckedPrompt, params: SamplingParams, *, stream: bool, n: int = 1
+    model: str,
+    request_id: str,
+    prompt: CheckedPrompt,
+    params: SamplingParams,
+    *,
+    stream: bool,
+    n: int = 1,
+    timeout: float | None = None,
 ) -> InferRequest:
-    """Ask the text model to continue a prompt, `n` times. Parameters at their defaults are left out."""
+    """Ask the text model to continue a prompt, `n` times, for at most `timeout` seconds. Defaults are left out."""
     request = _request(model, request_id)
     if isinstance(prompt, str):
         _add_values(request, "text_input", "BYTES", (prompt,))
@@ -91,6 +98,8 @@ def text_request(
                 _add_values(request, name, datatype, values)
     if n != 1:
         _add_values(request, "n", "INT32", (n,))
+    if timeout is not None:
+        _add_values(request, "timeout", "FP32", (timeout,))
     _add_values(request, "stream", "BOOL", (stream,))
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request

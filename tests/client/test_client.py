@@ -26,7 +26,7 @@ from gptport_client import (
     ServerNotReady,
     Usage,
 )
-from toy_triton import text_response
+from toy_triton import read_inputs, text_response
 
 PROMPT = "The quick brown 世界"
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 2**64 - 1}
@@ -305,3 +305,15 @@ def test_how_many_is_checked(client, toy, options, message):
     with pytest.raises(InvalidRequest, match=message):
         client.stream("a", **options)
     assert not toy.requests
+
+
+def test_the_time_limit_is_the_servers_too(client, toy):
+    client.generate(PROMPT, max_tokens=2, timeout=60)
+    (sent,) = read_inputs(toy.requests[-1])["timeout"]
+    assert 55 < sent <= 60
+    client.generate(PROMPT, max_tokens=2)
+    assert "timeout" not in read_inputs(toy.requests[-1])
+
+
+def test_tokens_are_text_again(client):
+    assert client.detokenize(client.tokenize(PROMPT)) == PROMPT

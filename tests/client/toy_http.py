@@ -16,7 +16,7 @@ from toy_triton import NUMBERS
 DATATYPES = {
     **dict.fromkeys(("text_input", "stop_words"), "BYTES"),
     **dict.fromkeys(("input_ids", "max_tokens", "top_k", "n", "prompt_logprobs"), "INT32"),
-    **dict.fromkeys(("temperature", "top_p"), "FP32"),
+    **dict.fromkeys(("temperature", "top_p", "timeout"), "FP32"),
     "seed": "UINT64",
     "stream": "BOOL",
 }
