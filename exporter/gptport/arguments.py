@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"gptport {importlib.metadata.version('gptport')}"
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
-    for add in (_add_sample, _add_export, _add_serve, _add_inspect):
+    for add in (_add_sample, _add_export, _add_package, _add_serve, _add_inspect):
         _add_debug(add(commands))
     for name, module in (repository_commands.COMMANDS | client_commands.COMMANDS).items():
         command = _command(commands, name, module.HELP)
@@ -66,14 +66,7 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         help="Hugging Face directory, hub id, or directory with a GGUF file",
     )
-    command.add_argument(
-        "--repository",
-        type=Path,
-        default=Path("model_repository"),
-        metavar="DIR",
-        help="default: %(default)s",
-    )
-    command.add_argument("--name", help="name of the model (default: the checkpoint's)")
+    _add_publishing(command, "checkpoint")
     command.add_argument(
         "--precision",
         default="fp32",
@@ -107,6 +100,60 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         help="threads that quantize and write the weights (default: one a core)",
     )
     command.add_argument(
+        "--max-perplexity-increase",
+        type=_share,
+        metavar="SHARE",
+        help="such as 2%%: fail if the perplexity of the evaluation text rises by more "
+        "(default: 0.1%% for fp32, 1%% fp16, 3%% bf16 and int8, 25%% int4)",
+    )
+    command.add_argument(
+        "--evaluation-text",
+        type=Path,
+        metavar="FILE",
+        help="to compare on, and for gptq to calibrate with (default: a piece of prose)",
+    )
+    command.add_argument(
+        "--lora", action="store_true", help="let the graph take LoRA adapters; see gptport export-adapter"
+    )
+    command.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights, which can run any code their author wrote",
+    )
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
+    )
+    return command
+
+
+def _add_package(commands: _Commands) -> argparse.ArgumentParser:
+    command = _command(
+        commands, "package", "Make Triton models of an ONNX directory that onnxruntime-genai's builder wrote."
+    )
+    command.add_argument(
+        "directory",
+        type=Path,
+        metavar="DIR",
+        help="with an ONNX graph, its configuration and tokenizer; or the graph, where there are several",
+    )
+    _add_publishing(command, "directory")
+    command.add_argument(
+        "--evaluation-text", type=Path, metavar="FILE", help="to compare on (default: a piece of prose)"
+    )
+    return command
+
+
+def _add_publishing(command: argparse.ArgumentParser, source: str) -> None:
+    """What becomes of a `source`, and how it is served."""
+    command.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("model_repository"),
+        metavar="DIR",
+        help="default: %(default)s",
+    )
+    command.add_argument("--name", help=f"name of the model (default: the {source}'s)")
+    command.add_argument(
         "--keep",
         type=_count,
         metavar="N",
@@ -130,36 +177,11 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         "--threads", type=_count, metavar="N", help="threads of an instance on the CPU (default: one a core)"
     )
     command.add_argument(
-        "--max-perplexity-increase",
-        type=_share,
-        metavar="SHARE",
-        help="such as 2%%: fail if the perplexity of the evaluation text rises by more "
-        "(default: 0.1%% for fp32, 1%% fp16, 3%% bf16 and int8, 25%% int4)",
-    )
-    command.add_argument(
-        "--evaluation-text",
-        type=Path,
-        metavar="FILE",
-        help="to compare on, and for gptq to calibrate with (default: a piece of prose)",
-    )
-    command.add_argument(
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens a sequence may have (default: the checkpoint's, at most 2048)",
+        help="tokens a sequence may have (default: as many as the model takes, at most 2048)",
     )
-    command.add_argument(
-        "--lora", action="store_true", help="let the graph take LoRA adapters; see gptport export-adapter"
-    )
-    command.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read pickled weights, which can run any code their author wrote",
-    )
-    command.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
-    )
-    return command
 
 
 def _add_serve(commands: _Commands) -> argparse.ArgumentParser:

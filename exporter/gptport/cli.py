@@ -131,6 +131,26 @@ def _export(options: argparse.Namespace) -> None:
     put(report.exported(exported, source))
 
 
+def _package(options: argparse.Namespace) -> None:
+    from . import console, onnx_directory, package, report
+    from .triton_config import Serving
+
+    console.quiet_transformers()
+    source = onnx_directory.opened(options.directory)
+    with console.Steps() as steps:
+        packaged = package.package(
+            source,
+            options.repository,
+            options.name or source.name,
+            options.max_length,
+            steps,
+            options.evaluation_text,
+            options.keep,
+            Serving(options.instances, options.gpus, options.threads),
+        )
+    put(report.packaged(packaged, source))
+
+
 def _serve(options: argparse.Namespace) -> int | None:
     from . import server, triton_options
 
@@ -164,6 +184,7 @@ def _inspect(options: argparse.Namespace) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "sample": _sample,
     "export": _export,
+    "package": _package,
     "serve": _serve,
     "inspect": _inspect,
     **{

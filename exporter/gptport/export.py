@@ -113,7 +113,7 @@ def export(
     name = repositories.checked_name(name)
     for model in (name, name + repositories.STEP_SUFFIX):
         served(repository / model)  # a configuration that cannot be read is said before the work
-    length = _max_length(checkpoint, max_length)
+    length = chosen_length(checkpoint.name, checkpoint.spec.context_length, max_length)
     serving = serving or triton_config.Serving()
     serving.check(precision.dtype_name)
     if adapters and precision.dtype_name == "bfloat16":
@@ -130,7 +130,7 @@ def export(
                 hessians = calibration.hessians(checkpoint, tokenizer["tokenizer.json"], length, text)
         with steps.step("Tracing the graph"):
             built = graphs.build(checkpoint, precision, length, hessians, adapters=adapters)
-        manifest = _manifest(built.model, checkpoint, name, precision, length)
+        manifest = described(built.model, checkpoint, name, precision, length)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
         written = background.submit(
@@ -140,14 +140,14 @@ def export(
             layers_path = built.layers_path if built.hidden_states else None
             expected = reference(checkpoint, tokenizer["tokenizer.json"], length, text, layers_path)
         written.result()
-        files = background.submit(_hash_and_sync, folder)
+        files = background.submit(hashed, folder)
         with steps.step("Comparing the graph with it"):
             parity = verify.verify(folder, manifest, expected, precision, built.hidden_states)
         with steps.step("Publishing"):
-            manifest = _measured(manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity)
+            manifest = measured(manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity)
             facts = report_page.Facts(manifest, checkpoint.spec, built.lowering, parity, precision, command)
             manifest = _finish(manifest, folder, report_page.page(facts))
-            folders = _publish(repository, folder, manifest, keep, serving)
+            folders = published(repository, folder, manifest, keep, serving)
     return Exported(folders, manifest, parity, built.lowering)
 
 
@@ -161,14 +161,16 @@ def _as_stored(checkpoint: Checkpoint, precision: Precision) -> Precision:
     return replace(precision, quantization=as_stored)
 
 
-def _max_length(checkpoint: Checkpoint, wanted: int | None) -> int:
-    context = checkpoint.spec.context_length
+def chosen_length(name: str, most: int, wanted: int | None) -> int:
+    """The tokens that a sequence may have: `wanted`; if that is None, the most that the model takes, up to 2048.
+
+    Raises:
+        UsageError: the model takes fewer.
+    """
     if wanted is None:
-        return min(context, DEFAULT_MAX_LENGTH)
-    if not 2 <= wanted <= context:
-        raise UsageError(
-            f"--max-length {wanted} is not allowed: {checkpoint.name} takes 2 to {context} tokens"
-        )
+        return min(most, DEFAULT_MAX_LENGTH)
+    if not 2 <= wanted <= most:
+        raise UsageError(f"--max-length {wanted} is not allowed: {name} takes 2 to {most} tokens")
     return wanted
 
 
@@ -205,15 +207,17 @@ def _write(
         ) from error
 
 
-def _hash_and_sync(folder: Path) -> dict[str, File]:
+def hashed(folder: Path) -> dict[str, File]:
+    """Name → size and hash of the files of a folder, which are on the disk when this returns."""
     files = {path.name: File.of(path) for path in sorted(folder.iterdir())}
     repositories.sync(folder)
     return files
 
 
-def _manifest(
+def described(
     model: ir.Model, checkpoint: Checkpoint, name: str, precision: Precision, max_length: int
 ) -> Manifest:
+    """The manifest of a graph, without what is known only when it was written and compared."""
     spec = checkpoint.spec
     inputs = [_tensor(value) for value in model.graph.inputs if not value.is_initializer()]
     optional = [_tensor(value) for value in model.graph.inputs if value.is_initializer()]
@@ -274,7 +278,7 @@ def _tensor(value: ir.Value) -> Tensor:
     return Tensor(str(value.name), value.dtype.numpy().name, shape)
 
 
-def _measured(
+def measured(
     manifest: Manifest, checkpoint: Checkpoint, sha256: str, files: dict[str, File], parity: verify.Parity
 ) -> Manifest:
     """The manifest with what is known only now."""
@@ -301,9 +305,10 @@ def _finish(manifest: Manifest, folder: Path, report: str) -> Manifest:
     return manifest
 
 
-def _publish(
+def published(
     repository: Path, folder: Path, manifest: Manifest, keep: int | None, serving: triton_config.Serving
 ) -> dict[str, Path]:
+    """Put the version in place as NAME and NAME_step; model name → version folder, the text model first."""
     step = manifest.name + repositories.STEP_SUFFIX
     configs = {
         manifest.name: lambda version, before: triton_config.text_model(manifest, version, before, serving),

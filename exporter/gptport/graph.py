@@ -128,7 +128,7 @@ def build(
     )
     hidden_states, lowering = _lower(model, traced, context)
     weights.attach(model.graph, checkpoint, traced.aliases, hessians)
-    _strip(model.graph)
+    strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()
     model.opset_imports.update(dialect.OPSETS)
@@ -157,7 +157,7 @@ def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tup
     return hidden_states, Lowering(traced.layers, tuple(rewrites), before, after, sizes)
 
 
-def _strip(graph: ir.Graph) -> None:
+def strip(graph: ir.Graph) -> None:
     """What lies inside of a graph needs no shapes and no scopes any more."""
     for node in graph:
         node.metadata_props.clear()

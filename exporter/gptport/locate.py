@@ -25,7 +25,7 @@ class Location:
     Attributes:
         name: what the user called it, without the folders before it.
         directory: where it is.
-        format: `safetensors`, `gguf` or `pickle`.
+        format: `safetensors`, `gguf` or `pickle`; `onnx` for a graph that another exporter wrote.
         files: the files with weights.
         sha256: of the configuration and the weights; computed in the background, beside what is done meanwhile.
     """
@@ -59,10 +59,15 @@ def locate(source: str, *, allow_pickle: bool = False) -> Location:
             f"{source} has no config.json; a Hugging Face checkpoint has one beside its weights"
         )
     name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
+    return Location(name, directory, format_, files, hashing([p for p in (config, *files) if p.is_file()]))
+
+
+def hashing(paths: list[Path]) -> Future[str]:
+    """The hash of files, computed in the background."""
     background = ThreadPoolExecutor(1)
-    sha256 = background.submit(_hash, [path for path in (config, *files) if path.is_file()])
+    sha256 = background.submit(_hash, paths)
     background.shutdown(wait=False)
-    return Location(name, directory, format_, files, sha256)
+    return sha256
 
 
 def _hash(paths: list[Path]) -> str:

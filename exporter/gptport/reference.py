@@ -74,10 +74,7 @@ def reference(
 
     `layers_path` names the list of decoder layers, if their hidden states are wanted.
     """
-    found = Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids
-    known = np.array([i for i in found if i < checkpoint.spec.vocab_size] or [0], np.int64)
-    width = min(ROW_TOKENS, max_length)
-    ids = np.resize(known, (ROWS, width))
+    ids = beginning(tokenizer_json, text, checkpoint.spec.vocab_size, max_length)
     model = in_torch(checkpoint)
     adapt(model)
     states: list[NDArray[np.float32]] = []
@@ -85,7 +82,14 @@ def reference(
         layer.register_forward_hook(lambda _, __, output: states.append(_watched(output)))
     with torch.no_grad():
         logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
-    return Reference(ids, logits, np.stack(states) if states else np.zeros((0, width, 0), np.float32))
+    return Reference(ids, logits, np.stack(states) if states else np.zeros((0, ids.shape[1], 0), np.float32))
+
+
+def beginning(tokenizer_json: bytes, text: str, vocab_size: int, max_length: int) -> NDArray[np.int64]:
+    """The beginning of a text in rows of consecutive tokens, int64 [rows, tokens]."""
+    found = Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids
+    known = np.array([i for i in found if i < vocab_size] or [0], np.int64)
+    return np.resize(known, (ROWS, min(ROW_TOKENS, max_length)))
 
 
 def _watched(output: Any) -> NDArray[np.float32]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .export import Exported
     from .manifest import Manifest
+    from .onnx_directory import OnnxDirectory
+    from .package import Packaged
 
 _FUSIONS = {
     "pack_projections": "packed projections",
@@ -65,6 +67,26 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
     return table([*models, *rows.items()])
 
 
+def packaged(result: Packaged, source: OnnxDirectory) -> str:
+    """The end of `gptport package`."""
+    manifest, parity = result.manifest, result.parity
+    text, step = result.folders
+    rows = {
+        text: f"{result.folders[text]}  (text in, text out: backend gptport)",
+        step: f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)",
+        "genai": _genai(manifest),
+        "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
+        "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each",
+        "original": f"{source.graph.path}; there is no checkpoint: what follows compares with this graph, run by onnxruntime",
+        "logits": f"largest difference to the original graph {parity.max_abs_logit_difference:.2g}, "
+        f"of logits up to {parity.max_abs_logit:.3g}",
+        "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
+        "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {parity.checkpoint_perplexity:.4g} by "
+        "the original graph",
+    }
+    return table(list(rows.items()))
+
+
 def inspected(folder: Path, manifest: Manifest) -> str:
     """What `gptport inspect` prints."""
     cache, tokens = manifest.kv_cache, manifest.tokens
@@ -79,11 +101,11 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         "vocabulary": f"{manifest.vocab_size:,} tokens; a text begins with {tokens.bos} and ends with {eos}",
         "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}: "
         f"{manifest.cache_bytes_per_token:,} bytes a token",
-        "logits": f"of the {manifest.logits} position; largest difference to torch "
+        "logits": f"of the {manifest.logits} position; largest difference to {_reference(manifest)} "
         f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
         "perplexity": f"{verification['perplexity']:.4g} on {verification['text_tokens']} tokens of text, "
-        f"{verification['checkpoint_perplexity']:.4g} by torch",
+        f"{verification['checkpoint_perplexity']:.4g} by {_reference(manifest)}",
         "genai": _genai(manifest),
         "adapters": _adapters(folder, manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
@@ -99,6 +121,11 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         for name, file in manifest.files.items()
     }
     return table(list(rows.items()))
+
+
+def _reference(manifest: Manifest) -> str:
+    """What the graph was compared with."""
+    return "the original graph" if manifest.source["format"] == "onnx" else "torch"
 
 
 def _genai(manifest: Manifest) -> str:

@@ -1,13 +1,15 @@
-"""ModelSpec: what the exporter needs to know of a model, read once from its Hugging Face configuration."""
+"""ModelSpec: what we need to know of a model, read once from its configuration, Hugging Face's, or onnxruntime-genai's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import GenerationConfig, PretrainedConfig
 
 
@@ -65,9 +67,39 @@ class ModelSpec:
             vocab_size=_number(config, "vocab_size"),
             context_length=_context_length(config),
             bos_token_id=getattr(config, "bos_token_id", None),
-            eos_token_ids=() if eos is None else (eos,) if isinstance(eos, int) else tuple(eos),
+            eos_token_ids=_ids(eos),
             pad_token_id=getattr(config, "pad_token_id", None),
         )
+
+    @classmethod
+    def from_genai(cls, document: Any) -> ModelSpec:
+        """Read a genai_config.json of onnxruntime-genai.
+
+        Raises:
+            UnsupportedModel: it is none, or not that of a decoder-only transformer.
+        """
+        try:
+            model, decoder = document["model"], document["model"]["decoder"]
+            return cls(
+                model_type=str(model["type"]),
+                layers=int(decoder["num_hidden_layers"]),
+                heads=int(decoder["num_attention_heads"]),
+                kv_heads=int(decoder["num_key_value_heads"]),
+                head_dim=int(decoder["head_size"]),
+                vocab_size=int(model["vocab_size"]),
+                context_length=int(model["context_length"]),
+                bos_token_id=model.get("bos_token_id"),
+                eos_token_ids=_ids(model.get("eos_token_id")),
+                pad_token_id=model.get("pad_token_id"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UnsupportedModel(
+                f"genai_config.json lacks or misstates {error}; expected that of a decoder-only model"
+            ) from error
+
+
+def _ids(eos: int | Sequence[int] | None) -> tuple[int, ...]:
+    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
 def _kv_heads(config: PretrainedConfig, heads: int) -> int:

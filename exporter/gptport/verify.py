@@ -153,7 +153,7 @@ def _check(parity: Parity, worst: str, precision: Precision) -> None:
     allowed = precision.tolerance * parity.max_abs_logit
     if parity.max_abs_logit_difference > allowed:
         raise VerificationError(
-            f"the graph differs from the checkpoint by {parity.max_abs_logit_difference:.3g} ({worst}); "
+            f"the graph differs from the original by {parity.max_abs_logit_difference:.3g} ({worst}); "
             f"{precision.name} allows {allowed:.3g} for logits as large as {parity.max_abs_logit:.3g}. Nothing was written"
         )
     if not parity.perplexity_increase <= precision.max_perplexity_increase:

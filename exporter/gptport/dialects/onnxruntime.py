@@ -82,24 +82,34 @@ def _activation(_: ir.Graph, node: ir.Node) -> ir.Value:
     return _insert(node, "QuickGelu", [x], {"alpha": alpha}, "com.microsoft")
 
 
-def _last_position(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """x[b, seqlens_k[b] − position_ids[b, 0] − logits_offsets[i]] as row b · offsets + i.
+def _last_position(_: ir.Graph, node: ir.Node) -> ir.Value:
+    x, position_ids, seqlens_k = node.inputs
+    assert x is not None
+    assert position_ids is not None
+    assert seqlens_k is not None
+    return last_position(node, x, position_ids, seqlens_k, int(node.outputs[0].shape[-1]))  # type: ignore[index, arg-type]
+
+
+def last_position(
+    before: ir.Node, x: ir.Value, position_ids: ir.Value, seqlens_k: ir.Value, width: int
+) -> ir.Value:
+    """x[b, seqlens_k[b] − position_ids[b, 0] − logits_offsets[i]] as row b · offsets + i, of x [B,S,width].
 
     The valid tokens of this call begin at the row's first position. The offsets are [0] unless a caller asks for more.
     """
-    x, position_ids, seqlens_k = node.inputs
-    first = _insert(node, "Gather", [position_ids, constant(graph, [0])], {"axis": 1})
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    first = _insert(before, "Gather", [position_ids, constant(graph, [0])], {"axis": 1})
     last = _insert(
-        node,
+        before,
         "Unsqueeze",
-        [_insert(node, "Cast", [seqlens_k], {"to": ir.DataType.INT64}), constant(graph, [1])],
+        [_insert(before, "Cast", [seqlens_k], {"to": ir.DataType.INT64}), constant(graph, [1])],
     )
-    asked = _insert(node, "Sub", [_insert(node, "Sub", [last, first]), _logits_offsets(graph)])
-    inside = _insert(node, "Max", [asked, constant(graph, [0])])
-    places = _insert(node, "Unsqueeze", [inside, constant(graph, [2])])
-    found = _insert(node, "GatherND", [x, places], {"batch_dims": 1})
-    hidden = node.outputs[0].shape[-1]  # type: ignore[index]
-    return _insert(node, "Reshape", [found, constant(graph, [-1, hidden])])
+    asked = _insert(before, "Sub", [_insert(before, "Sub", [last, first]), _logits_offsets(graph)])
+    inside = _insert(before, "Max", [asked, constant(graph, [0])])
+    places = _insert(before, "Unsqueeze", [inside, constant(graph, [2])])
+    found = _insert(before, "GatherND", [x, places], {"batch_dims": 1})
+    return _insert(before, "Reshape", [found, constant(graph, [-1, width])])
 
 
 def _logits_offsets(graph: ir.Graph) -> ir.Value:

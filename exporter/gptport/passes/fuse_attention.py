@@ -30,13 +30,13 @@ def fuse_attention(graph: ir.Graph, context: Context) -> int:
     """Lower every Attention."""
     nodes = [node for node in graph if is_op(node, "Attention", DOMAIN)]
     if nodes:
-        total = _total_sequence_length(graph)
+        total = total_sequence_length(graph)
         for node in nodes:
             _fuse(graph, node, total, context)
     return len(nodes)
 
 
-def _total_sequence_length(graph: ir.Graph) -> ir.Value:
+def total_sequence_length(graph: ir.Graph) -> ir.Value:
     """The longest row's length, which the operator wants as a scalar: max(seqlens_k) + 1."""
     seqlens_k = next(value for value in graph.inputs if value.name == "seqlens_k")
     longest = ir.node("ReduceMax", [seqlens_k], {"keepdims": 0})

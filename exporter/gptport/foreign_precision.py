@@ -1,0 +1,53 @@
+"""The precision of a graph that another exporter wrote, told from its nodes, and how close the packaged graph is to be to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from .errors import UnsupportedModel
+from .foreign_graph import nodes
+from .precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from .foreign_graph import ForeignGraph
+    from .precision import Precision
+
+_BY_DTYPE = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_IN_BLOCKS = {"MatMulNBits": "bits", "QMoE": "expert_weight_bits"}
+# The packaged graph computes the same. Products with weights in integers round their other factor inside of the kernel, and
+# otherwise for one token than for many; the text is run in the same calls by both.
+_TOLERANCE, _MAX_PERPLEXITY_INCREASE = 0.1, 0.001
+_EIGHT_BITS = ("DequantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearMatMul")
+
+
+def precision_of(foreign: ForeignGraph) -> Precision:
+    """int4 if a product has weights of 4 bits, int8 if one has of 8, else the dtype of the cache, in which the rest is computed.
+
+    Raises:
+        UnsupportedModel: the weights have other bits, or the cache another dtype.
+    """
+    cache = foreign.cache[0].past
+    dtype = _BY_DTYPE.get(cache.dtype) if cache.dtype is not None else None
+    if dtype is None:
+        raise UnsupportedModel(
+            f"{foreign.path}: {cache.name} is {cache.dtype}; expected FLOAT, FLOAT16 or BFLOAT16"
+        )
+    bits = {_bits(node) for node in nodes(foreign.model)} - {None}
+    if not bits <= {4, 8}:
+        raise UnsupportedModel(f"{foreign.path} has weights of {min(bits - {4, 8})} bits; expected 4 or 8")  # type: ignore[type-var]
+    found = PRECISIONS["int4" if 4 in bits else "int8" if bits else dtype]
+    return replace(
+        found,
+        dtype_name=PRECISIONS[dtype].dtype_name,
+        tolerance=min(found.tolerance, _TOLERANCE),
+        max_perplexity_increase=_MAX_PERPLEXITY_INCREASE,
+    )
+
+
+def _bits(node: ir.Node) -> int | None:
+    if node.domain == "com.microsoft" and node.op_type in _IN_BLOCKS:
+        return node.attributes.get_int(_IN_BLOCKS[node.op_type], 4)
+    return 8 if node.op_type in _EIGHT_BITS else None

@@ -1,0 +1,164 @@
+"""`gptport package`: directories that other exporters wrote, see foreign/make.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from gptport import integrity
+from gptport import manifest as manifests
+from gptport.cli import main
+from gptport.console import Steps
+from gptport.errors import CheckpointError, UnsupportedModel, UsageError
+from gptport.onnx_directory import opened
+from gptport.package import Packaged, package
+
+FOREIGN = Path(__file__).parent / "foreign"
+
+
+@pytest.fixture
+def copied(gpt2, tmp_path):
+    """A copy of one of those directories, with a tokenizer, that may be changed."""
+
+    def copy(name: str) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(FOREIGN / name, folder)
+        shutil.copy(gpt2 / "tokenizer.json", folder)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def packaged(tmp_path):
+    """Package a directory into a repository of this test."""
+
+    def run(folder: Path, max_length: int | None = None) -> Packaged:
+        return package(opened(folder), tmp_path / "repository", "tiny", max_length, Steps())
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "precision"), [("genai-fp32", "fp32"), ("genai-int4", "int4")])
+def test_a_graph_of_genais_builder_becomes_both_models(copied, packaged, name, precision):
+    folder = copied(name)
+    weights = (folder / "model.onnx.data").read_bytes()
+    result = packaged(folder)
+    text, step = result.folders.values()
+    assert step.resolve() == text
+    assert (text / "model.onnx.data").read_bytes() == weights
+    manifest = manifests.read(text)
+    assert (manifest.precision, manifest.max_length, manifest.source["format"]) == (precision, 128, "onnx")
+    assert not integrity.damage(text, manifest)
+    assert {tensor.name for tensor in manifest.inputs[:3]} == {"input_ids", "position_ids", "seqlens_k"}
+    assert result.parity.greedy_agreement == 1.0
+    assert result.parity.max_abs_logit_difference < 1e-4 < 1 < result.parity.max_abs_logit
+
+
+def test_the_command_says_what_it_compared_with(copied, tmp_path, capsys):
+    folder = copied("genai-int4")
+    assert (
+        main(["package", str(folder), "--repository", str(tmp_path / "repository"), "--max-length", "64"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert f"{folder / 'model.onnx'}; there is no checkpoint" in said
+    assert "by the original graph" in said
+    assert main(["inspect", str(tmp_path / "repository/genai-int4")]) == 0
+    assert "largest difference to the original graph" in capsys.readouterr().out
+
+
+def edited(folder: Path, change) -> Path:
+    """The directory, its graph changed by a function."""
+    model = ir.load(folder / "model.onnx")
+    change(model.graph)
+    ir.save(model, folder / "model.onnx")
+    return folder
+
+
+def rename_input(old: str, new: str):
+    def change(graph: ir.Graph) -> None:
+        next(value for value in graph.inputs if value.name == old).name = new
+
+    return change
+
+
+def give_only_the_last(graph: ir.Graph) -> None:
+    graph.outputs[0].shape = ir.Shape(["batch_size", 1, 384])
+
+
+def use_the_mask(graph: ir.Graph) -> None:
+    mask = next(value for value in graph.inputs if value.name == "attention_mask")
+    ids = graph.inputs[0]
+    product = ir.node("Mul", [ids, mask], name="masked")
+    graph.insert_before(graph[0], [product])
+    embedding = next(node for node in graph if ids in node.inputs and node is not product)
+    embedding.replace_input_with(list(embedding.inputs).index(ids), product.outputs[0])
+
+
+def bend_the_logits(graph: ir.Graph) -> None:
+    bent = ir.node("Softmax", [graph.outputs[0]])
+    bent.outputs[0].type, bent.outputs[0].shape = graph.outputs[0].type, graph.outputs[0].shape
+    graph.append(bent)
+    graph.outputs[0].name, bent.outputs[0].name = "raw", "logits"
+    graph.outputs[0] = bent.outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_input("input_ids", "tokens"), "has no input input_ids"),
+        (rename_input("attention_mask", "position_ids"), "has no input attention_mask"),
+        (rename_input("past_key_values.1.value", "past_1"), "has an input past_1; expected no others than"),
+        (
+            rename_input("past_key_values.1.value", "past_key_values.2.value"),
+            "has no past_key_values.1.value",
+        ),
+        (give_only_the_last, r"logits is \[batch_size, 1, 384\]; expected"),
+        (use_the_mask, "Mul masked takes attention_mask; expected"),
+        (bend_the_logits, "expected logits to be a MatMul or MatMulNBits"),
+    ],
+)
+def test_what_is_not_recognised_is_refused_with_the_tensors_name(copied, packaged, tmp_path, change, message):
+    with pytest.raises(UnsupportedModel, match=message):
+        packaged(edited(copied("genai-fp32"), change))
+    assert not any((tmp_path / "repository").glob("*"))
+    assert not any(tmp_path.glob(".gptport*"))
+
+
+def test_a_cache_that_grows_is_refused(copied, packaged, tmp_path):
+    with pytest.raises(
+        UnsupportedModel, match=r"past_key_values\.0\.key grows; expected it to be the past of a Gro"
+    ):
+        packaged(copied("optimum-llama"))
+    assert not any((tmp_path / "repository").glob("*"))
+
+
+def test_a_directory_that_lacks_something_is_refused(copied, packaged, tmp_path):
+    folder = copied("genai-fp32")
+    with pytest.raises(UsageError, match="--max-length 129 is not allowed: genai-fp32 takes 2 to 128 tokens"):
+        packaged(folder, max_length=129)
+    config = json.loads((folder / "genai_config.json").read_bytes())
+    config["model"]["decoder"]["num_hidden_layers"] = 3
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="has a cache of 2 layers; expected 3"):
+        packaged(folder)
+    shutil.copy(folder / "model.onnx", folder / "decoder.onnx")
+    with pytest.raises(
+        UnsupportedModel, match=r"2 graphs with a cache, decoder\.onnx, model\.onnx; give the file"
+    ):
+        packaged(folder)
+    (folder / "model.onnx.data").unlink()
+    with pytest.raises(CheckpointError, match=r"has weights in model\.onnx\.data, which is not in"):
+        packaged(folder / "model.onnx")
+    (folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(CheckpointError, match="cannot be read as ONNX"):
+        packaged(folder / "model.onnx")
+    (folder / "genai_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has neither genai_config\.json nor config\.json"):
+        packaged(folder)
+    assert not any((tmp_path / "repository").glob("*"))
