@@ -91,6 +91,7 @@ class Generation(Sequence):
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
         self.token_at = 0.0  # when the last token came
+        self._first_token: float | None = None  # seconds from the arrival until it came
         self._deadline = float("inf") if request.timeout is None else self.arrived + request.timeout
         self._detokenizer = Detokenizer(vocabulary.tokenizer, vocabulary.unsettled, prompt)
         self._stop = StopFilter(request.stop_words)
@@ -110,6 +111,8 @@ class Generation(Sequence):
 
     def accept(self, token: int) -> None:
         """Append the token that was sampled; sends a piece if there is one, and may end the sequence."""
+        if self._first_token is None:
+            self._first_token = time.monotonic() - self.arrived
         self.output.append(token)
         if token in self._ends:
             self.finish("stop")
@@ -154,6 +157,7 @@ class Generation(Sequence):
             logprobs=tuple(self.sampler.logprobs[self._sent :]),
             index=self.index,
             prompt=self._scored(),
+            first_token=self._first_token,
         )
         self._sent = len(self.output)
         self._text = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the engine; the answers come from its thread."""
         for request in requests:
-            sink = TritonSink(request.get_response_sender(), self._outbox)
+            sink = TritonSink(request.get_response_sender(), self._outbox, str(request.request_id()))
             try:
                 self._take(request, sink)
             except RequestError as error:
@@ -113,13 +114,18 @@ class TritonPythonModel:
 class TritonSink:
     """The answers to one request on Triton's side."""
 
-    def __init__(self, sender: Any, outbox: Outbox) -> None:
+    def __init__(self, sender: Any, outbox: Outbox, request_id: str) -> None:
         self._sender = sender
         self._outbox = outbox
+        self._request_id = request_id
+        self._arrived = time.monotonic()
 
     def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
         """Send one response, with the final flag if it is the last one."""
         self._outbox.put(lambda: self._send(_response(pieces), final))
+        for piece in pieces:
+            if piece.finish_reason:
+                self._log(_ended(piece))
 
     def fail(self, message: str) -> None:
         """End with an error of the server."""
@@ -129,10 +135,17 @@ class TritonSink:
         """End with an error of the given status."""
         error = pb_utils.InferenceResponse([], pb_utils.TritonError(message, status))
         self._outbox.put(lambda: self._send(error, final=True))
+        self._log(f"error: {message}")
 
     def is_cancelled(self) -> bool:
         """True once the client has cancelled the request or is gone."""
         return bool(self._sender.is_cancelled())
+
+    def _log(self, end: str) -> None:
+        """How it ended, as a line of Triton's log, if that is verbose."""
+        seconds = time.monotonic() - self._arrived
+        line = f"request {self._request_id!r} of gptport: {end}, after {seconds:.3f} s"
+        self._outbox.put(lambda: pb_utils.Logger.log_verbose(line))
 
     def _send(self, response: Any, final: bool) -> None:
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
@@ -151,6 +164,14 @@ def _asked_file(request: Any) -> Any:
     if unknown:
         raise unknown_input(min(unknown))
     return found.get("file")
+
+
+def _ended(piece: Piece) -> str:
+    first = "none" if piece.first_token is None else f"{piece.first_token:.3f} s"
+    return (
+        f"{piece.finish_reason}, {piece.num_input_tokens} tokens in, {piece.num_output_tokens} out, "
+        f"first token {first}"
+    )
 
 
 def _response(pieces: tuple[Piece, ...]) -> Any:

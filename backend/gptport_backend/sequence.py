@@ -31,6 +31,7 @@ class Piece:
     logprobs: tuple[Logprobs, ...] = ()  # of `token_ids`, if they were asked for
     index: int = 0  # of the answer, if a request has several
     prompt: ScoredPrompt | None = None  # in the first piece of the first answer, if it was asked for
+    first_token: float | None = None  # seconds from the request's arrival to the first token, if one came
 
 
 class Sink(Protocol):

@@ -1,0 +1,35 @@
+"""Triton's log tells how each request ended, once it is asked to."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.request
+
+import pytest
+
+from gptport.server import running
+from gptport_client import Client, InvalidRequest
+
+MODEL = "gpt2-tiny"
+
+
+def test_the_log_tells_how_a_request_ended(repository, capfd):
+    with running(repository, [MODEL], show_log=True) as server:
+        with Client(server.address.grpc_url, model=MODEL) as client:
+            unlogged = client.generate("Hello", max_tokens=2)
+            body = json.dumps({"log_verbose_level": 1}).encode()
+            urllib.request.urlopen(f"{server.address.http_url}/v2/logging", body, timeout=10).close()
+            logged = client.generate("Hello", max_tokens=5, ignore_eos=True)
+            with pytest.raises(InvalidRequest):
+                client.generate([5] * 5000)
+            score = client.score("Hello there")
+        time.sleep(0.5)  # the log is written by another process
+    log = capfd.readouterr().err
+    assert unlogged.request_id not in log
+    inside = logged.usage.prompt_tokens
+    ended = rf"'{logged.request_id}' of gptport: length, {inside} tokens in, 5 out, first token [\d.]+ s, after [\d.]+ s"
+    assert re.search(ended, log)
+    assert re.search(r"of gptport: error: the prompt has 5000 tokens; .* after [\d.]+ s", log)
+    assert f"length, {len(score.token_ids)} tokens in, 0 out, first token none" in log
