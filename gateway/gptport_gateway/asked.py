@@ -90,8 +90,12 @@ def completion(body: Mapping[str, Any]) -> Asked:
         raise RequestError("best_of is not supported beyond n; leave it out", "best_of")
     limit = _first(body, "max_tokens")
     limit = _COMPLETION_TOKENS if limit is None else limit
-    asked = _asked(body, _prompts(body.get("prompt")), limit, body.get("logprobs"))
-    echo = _boolean(body, "echo")
+    echo, logprobs = _boolean(body, "echo"), body.get("logprobs")
+    if echo and (logprobs is not None or limit == 0):
+        body = {**body, "prompt_logprobs": logprobs or 0}
+    asked = _asked(body, _prompts(body.get("prompt")), limit, logprobs)
+    if asked.params.prompt_logprobs is not None and asked.n > 1:
+        raise RequestError(f"n is {asked.n}; with log-probabilities of the prompt it must be 1", "n")
     if echo and not all(isinstance(prompt, str) for prompt in asked.prompts):
         raise RequestError("echo is not supported for token ids; give the prompt as a text", "echo")
     return replace(asked, echo=echo)

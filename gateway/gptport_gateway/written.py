@@ -7,10 +7,12 @@ import uuid
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gptport_client import TokenLogprob
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from gptport_client import Chunk, Result, TokenLogprob, Usage
+    from gptport_client import Chunk, Result, Score, Usage
     from gptport_gateway.asked import Asked
 
     Texts: TypeAlias = Callable[[Sequence[int]], Awaitable[tuple[str, ...]]]
@@ -35,6 +37,7 @@ class Writer:
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._begun: set[int] = set()
+        self._offsets: dict[int, int] = {}  # of the next token in the text of each answer
         self._usages: dict[int, Usage] = {}
 
     async def complete(self, results: Sequence[Result]) -> dict[str, Any]:
@@ -83,14 +86,21 @@ class Writer:
 
     async def _end(self, index: int, piece: Result | Chunk) -> dict[str, Any]:
         reason = _FINISH_REASONS.get(piece.finish_reason or "", piece.finish_reason)
-        return {"index": index, "logprobs": await self._logprobs(piece.logprobs), "finish_reason": reason}
+        return {"index": index, "logprobs": await self._logprobs(index, piece), "finish_reason": reason}
 
-    async def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if not logprobs:
+    async def _logprobs(self, index: int, piece: Result | Chunk) -> dict[str, Any] | None:
+        score = piece.prompt_score if self._asked.echo and self._asked.params.logprobs is not None else None
+        first = score.token_ids[:1] if score else ()  # nothing is before it
+        logprobs = (*(_of_prompt(score) if score else ()), *piece.logprobs)
+        if not logprobs and not first:
             return None
-        ids = [token for each in logprobs for token, _ in ((each.token_id, 0.0), *each.top)]
+        ids = [*first, *(token for each in logprobs for token, _ in ((each.token_id, 0.0), *each.top))]
         texts = dict(zip(ids, await self._texts(ids), strict=True))
-        return _of_chat(logprobs, texts) if self._chat else _of_completion(logprobs, texts)
+        if self._chat:
+            return _of_chat(logprobs, texts)
+        lengths = (len(texts[token]) for token in (*first, *(each.token_id for each in logprobs)))
+        *offsets, self._offsets[index] = accumulate(lengths, initial=self._offsets.get(index, 0))
+        return _of_completion(first, logprobs, texts, offsets)
 
     def _echo(self, index: int) -> str:
         prompt = self._asked.prompt_of(index) if self._asked.echo else ""
@@ -124,11 +134,22 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def _of_completion(logprobs: Sequence[TokenLogprob], texts: Mapping[int, str]) -> dict[str, Any]:
-    tokens = [texts[each.token_id] for each in logprobs]
+def _of_prompt(score: Score) -> tuple[TokenLogprob, ...]:
+    """Of all its tokens but the first."""
+    return tuple(map(TokenLogprob, score.token_ids[1:], score.logprobs, score.top))
+
+
+def _of_completion(
+    first: Sequence[int], logprobs: Sequence[TokenLogprob], texts: Mapping[int, str], offsets: Sequence[int]
+) -> dict[str, Any]:
+    """`first` are tokens without a log-probability, before the others."""
+    nothing = [None for _ in first]
     return {
-        "tokens": tokens,
-        "token_logprobs": [each.logprob for each in logprobs],
-        "top_logprobs": [{texts[token]: logprob for token, logprob in each.top} for each in logprobs],
-        "text_offset": [0, *accumulate(map(len, tokens[:-1]))],
+        "tokens": [texts[token] for token in (*first, *(each.token_id for each in logprobs))],
+        "token_logprobs": [*nothing, *(each.logprob for each in logprobs)],
+        "top_logprobs": [
+            *nothing,
+            *({texts[token]: logprob for token, logprob in each.top} for each in logprobs),
+        ],
+        "text_offset": list(offsets),
     }

@@ -164,6 +164,34 @@ def test_logprobs(ask, client):
     assert ask.completions.create(prompt=PROMPT, **GREEDY).choices[0].logprobs is None
 
 
+def test_a_prompt_is_scored_with_echo(ask, client):
+    expected = client.score(PROMPT, top=2)
+    texts = client.token_texts(expected.token_ids)
+    alone = {**GREEDY, "max_tokens": 0}
+    choice = ask.completions.create(prompt=PROMPT, echo=True, logprobs=2, **alone).choices[0]
+    assert (choice.text, choice.finish_reason, choice.logprobs.tokens) == (PROMPT, "length", list(texts))
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected.logprobs, abs=1e-5)
+    assert choice.logprobs.top_logprobs[0] is None
+    assert all(choice.logprobs.top_logprobs[1:])
+    ends = [
+        end
+        for end, text in zip(choice.logprobs.text_offset, texts, strict=True)
+        if PROMPT[end:].startswith(text)
+    ]
+    assert len(ends) > len(texts) // 2  # all up to the first half of a character
+    assert ask.completions.create(prompt=PROMPT, echo=True, **alone).choices[0].logprobs is None
+    whole = ask.completions.create(prompt=PROMPT, echo=True, logprobs=1, **GREEDY).choices[0].logprobs
+    assert whole.tokens[: len(texts)] == list(texts)
+    assert whole.token_logprobs[len(texts) :] == [-1] * 9
+    events = list(ask.completions.create(prompt=PROMPT, echo=True, logprobs=1, stream=True, **GREEDY))
+    pieces = [event.choices[0].logprobs for event in events]
+    assert [token for piece in pieces for token in piece.tokens] == whole.tokens
+    assert [offset for piece in pieces for offset in piece.text_offset] == whole.text_offset
+    with pytest.raises(openai.BadRequestError, match="n is 2; with log-probabilities"):
+        ask.completions.create(prompt=PROMPT, echo=True, logprobs=1, n=2, **GREEDY)
+
+
 def test_logit_bias_and_penalties_reach_the_engine(ask, toy):
     ask.completions.create(prompt=PROMPT, logit_bias={"7": -5}, presence_penalty=1.5, **GREEDY)
     sent = {tensor.name for tensor in toy.requests[-1].inputs}
