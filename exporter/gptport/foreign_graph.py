@@ -31,7 +31,6 @@ _KNOWN = {
     "input_ids": (ir.DataType.INT64, 2),
     "attention_mask": (ir.DataType.INT64, 2),
     "position_ids": (ir.DataType.INT64, 2),
-    "use_cache_branch": (ir.DataType.BOOL, 1),
 }
 _NEEDED = ("input_ids", "attention_mask")
 
@@ -90,11 +89,6 @@ def load(path: Path) -> ir.Model:
 def has_cache(model: ir.Model) -> bool:
     """Whether a graph takes keys and values."""
     return any(_CACHE.fullmatch(str(value.name)) for value in model.graph.inputs)
-
-
-def has_branches(model: ir.Model) -> bool:
-    """Whether it is a decoder without and one with a past in one."""
-    return any(value.name == "use_cache_branch" for value in model.graph.inputs)
 
 
 def recognised(path: Path, model: ir.Model) -> ForeignGraph:

@@ -70,10 +70,9 @@ def opened(source: Path) -> OnnxDirectory:
 
 
 def _decoder(paths: list[Path], directory: Path) -> ForeignGraph:
-    """The one graph with a cache. Where a decoder without and one with a past were also merged into one, that is it."""
+    """The one graph with a cache."""
     models = {path: foreign_graph.load(path) for path in paths}
     found = {path: model for path, model in models.items() if foreign_graph.has_cache(model)}
-    found = {path: model for path, model in found.items() if foreign_graph.has_branches(model)} or found
     if not found:
         seen = ", ".join(path.name for path in paths) or "no *.onnx"
         raise UnsupportedModel(
