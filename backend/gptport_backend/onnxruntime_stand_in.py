@@ -1,7 +1,8 @@
 """A stand-in for Triton's own `onnxruntime` backend, for servers that have none.
 
 It serves an ONNX graph as config.pbtxt says, and reads nothing else, as the real one does: inputs and outputs
-with their `reshape`, and implicit state, which is kept here as Triton's python backend has none.
+with their `reshape`, and implicit state, which is kept here as Triton's python backend has none. Where an input and an
+output lie in one place of a client's shared memory, the real one hands that to the graph; Triton's python backend copies both.
 """
 
 from __future__ import annotations

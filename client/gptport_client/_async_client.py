@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gptport_client._prompt import Message, Prompt
     from gptport_client._results import Result
     from gptport_client._score import Score
+    from gptport_client._served import StepTransport
     from gptport_client._stream import Answer
     from gptport_client._transport import AsyncTransport
 
@@ -204,9 +205,9 @@ class AsyncClient:
         """See `Client.score`."""
         return asked_score(await _result(self._core.score(text, top, loop, timeout)))
 
-    def session(self) -> AsyncSession:
+    def session(self, *, transport: StepTransport = "auto") -> AsyncSession:
         """See `Client.session`."""
-        return AsyncSession(self._core.session())
+        return AsyncSession(self._core.session(transport))
 
     async def wait_until_ready(self, timeout: float | None = 60.0, *, loop: Loop = "server") -> None:
         """See `Client.wait_until_ready`."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gptport_client._prompt import Message, Prompt
     from gptport_client._results import Result
     from gptport_client._score import Score
+    from gptport_client._served import StepTransport
     from gptport_client._stream import Answer
     from gptport_client._transport import Transport
 
@@ -43,7 +44,7 @@ class Client:
     Args:
         url: `host:port` of the server's gRPC endpoint, or `http://host:port` of its HTTP endpoint; with TLS,
             `grpcs://` and `https://`.
-        model: the text model's name; its step model is `{model}_step`.
+        model: the text model's name; its step models are `{model}_step` and `{model}_kv`.
         tokenizer: for `loop="client"`: path of a tokenizer.json or of a directory with one, or a
             `tokenizers.Tokenizer`. Without it the text model is asked for its own, and it is kept in the
             cache directory (`$XDG_CACHE_HOME/gptport/tokenizers`).
@@ -272,9 +273,18 @@ class Client:
         """
         return asked_score(_result(self._core.score(text, top, loop, timeout)))
 
-    def session(self) -> Session:
-        """A sequence of tokens on the step model, for a loop of your own. Nothing is sent yet."""
-        return Session(self._core.session())
+    def session(self, *, transport: StepTransport = "auto") -> Session:
+        """A sequence of tokens on a step model, for a loop of your own. Nothing is sent yet.
+
+        Args:
+            transport: who holds keys and values: `state` is the server, on `{model}_step`; `shared_memory` is this client, on
+                `{model}_kv`, in memory that it shares with a server on the same machine; `auto` takes the second where it
+                can, as `loop="client"` and `beam_search` do.
+
+        Raises:
+            InvalidRequest, ModelNotFound: with the first request, if it has to be `shared_memory` and cannot be.
+        """
+        return Session(self._core.session(transport))
 
     def wait_until_ready(self, timeout: float | None = 60.0, *, loop: Loop = "server") -> None:
         """Wait until the server takes requests for the model that `loop` uses; None waits for ever.

@@ -15,7 +15,7 @@ from gptport_client._deadline import Deadline
 from gptport_client._errors import DeadlineExceeded, GptportError, InvalidRequest, ServerNotReady
 from gptport_client._many import Item, Request
 from gptport_client._metrics import Metrics, read_metrics
-from gptport_client._model import ModelConfig, ModelInfo, step_model
+from gptport_client._model import ModelConfig, ModelInfo, kv_model, step_model
 from gptport_client._params import (
     MOST_ANSWERS,
     SamplingParams,
@@ -26,7 +26,7 @@ from gptport_client._params import (
 )
 from gptport_client._processors import Processor, check_processors
 from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
-from gptport_client._served import ASK_TIMEOUT, ServedModel
+from gptport_client._served import ASK_TIMEOUT, ServedModel, StepTransport
 from gptport_client._server_loop import ServerAnswer
 from gptport_client._session import SessionFlows
 from gptport_client._text import whole_text
@@ -151,9 +151,11 @@ class Core:
         tokenizer = yield from self._own_tokenizer()
         return tuple(map(tokenizer.text_of, token_ids))
 
-    def session(self) -> SessionFlows:
+    def session(self, transport: StepTransport) -> SessionFlows:
         """A sequence on the step model."""
-        return SessionFlows(self._model, _request_id())
+        if transport not in ("auto", "state", "shared_memory"):
+            raise InvalidRequest(f"transport is {transport!r}; give 'auto', 'state' or 'shared_memory'")
+        return SessionFlows(self._model, _request_id(), transport)
 
     def beam_search(
         self,
@@ -177,8 +179,9 @@ class Core:
         """Return once the server takes requests for the model that `loop` uses."""
         check_timeout(timeout)
         _check_loop(loop)
-        model = self._model.name if loop == "server" else step_model(self._model.name)
-        return self._wait_until_ready(model, timeout)
+        name = self._model.name
+        models = (name,) if loop == "server" else (step_model(name), kv_model(name))
+        return self._wait_until_ready(models, timeout)
 
     def models(self) -> Flow[tuple[ModelInfo, ...]]:
         """The models in the server's repository."""
@@ -222,7 +225,7 @@ class Core:
         deadline: Deadline,
         request_id: str,
     ) -> Flow[tuple[Beam, ...]]:
-        config = yield from self._model.step_config(deadline, request_id)
+        config = yield from self._model.step_config(deadline, request_id, sequences=options.beams)
         tokenizer = yield from self._tokenizers.get(config, deadline, request_id)
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         search = BeamSearch(self.transport, config, ids, options, processors, deadline, request_id)
@@ -237,30 +240,32 @@ class Core:
             for each in found
         )
 
-    def _wait_until_ready(self, model: str, timeout: float | None) -> Flow[None]:
+    def _wait_until_ready(self, models: tuple[str, ...], timeout: float | None) -> Flow[None]:
+        """Until one of them is."""
         deadline, last = Deadline(timeout), "no answer yet"
         while deadline.allows(0):
             try:
-                reason = yield from self._unready(model, min(deadline.remaining() or math.inf, 1.0))
+                reason = yield from self._unready(models, min(deadline.remaining() or math.inf, 1.0))
             except DeadlineExceeded:
                 break
             if reason is None:
                 return
             last = reason
             yield partial(self.transport.sleep, POLL_INTERVAL)
-        raise ServerNotReady(f"{self.transport.url} is not ready for {model!r} after {timeout} s: {last}")
+        raise ServerNotReady(f"{self.transport.url} is not ready for {models[0]!r} after {timeout} s: {last}")
 
-    def _unready(self, model: str, timeout: float) -> Flow[str | None]:
+    def _unready(self, models: tuple[str, ...], timeout: float) -> Flow[str | None]:
         try:
             if not (yield partial(self.transport.server_ready, timeout)):
                 return "the server is starting or ending"
-            if not (yield partial(self.transport.model_ready, model, timeout)):
-                return "the model is loading, failed to load or does not exist; models() and the log say more"
+            for model in models:
+                if (yield partial(self.transport.model_ready, model, timeout)):
+                    return None
         except InvalidRequest:  # the client is closed
             raise
         except GptportError as error:
             return str(error)
-        return None
+        return "the model is loading, failed to load or does not exist; models() and the log say more"
 
 
 def _check_loop(loop: str) -> None:

@@ -19,6 +19,7 @@ from gptport_client._grpc_service import (
     credentials,
     translate,
 )
+from gptport_client._releases import Releases
 from gptport_client._status import Origin, error_from_status, error_from_text
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class GrpcTransport(GrpcService):
             self._channel = grpc.secure_channel(endpoint.address, credentials(endpoint.tls), options=OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._closed = threading.Event()
+        self._releases = Releases(self._held, self._unregister)
         self._running: set[Any] = set()  # calls with one response that have not ended
 
     def infer(self, request: InferRequest, timeout: float | None) -> InferResponse:
@@ -70,6 +72,9 @@ class GrpcTransport(GrpcService):
         with contextlib.suppress(ValueError):  # raised by a channel that is closed
             self._begin(request, SEND_TIMEOUT)
 
+    def release(self, region: str) -> None:
+        self._releases.release(region)
+
     def fetch(self, url: str, timeout: float | None) -> bytes:
         return fetch(url, timeout)
 
@@ -77,6 +82,7 @@ class GrpcTransport(GrpcService):
         time.sleep(seconds)
 
     def close(self) -> None:
+        self._releases.close()
         self._closed.set()
         end = time.monotonic() + SEND_TIMEOUT
         # Closing the channel would cancel the requests that end sequences.

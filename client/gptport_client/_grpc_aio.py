@@ -10,6 +10,7 @@ import grpc  # type: ignore[import-untyped]
 from grpc import aio
 from tritonclient.grpc import service_pb2_grpc
 
+from gptport_client._errors import GptportError, ServerError
 from gptport_client._fetch import fetch
 from gptport_client._grpc_service import (
     OPTIONS,
@@ -19,10 +20,11 @@ from gptport_client._grpc_service import (
     credentials,
     translate,
 )
+from gptport_client._releases import PAUSE, RELEASE_TIMEOUT
 from gptport_client._status import Origin, error_from_status, error_from_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from gptport_client._endpoint import Endpoint
     from gptport_client._wire import InferRequest, InferResponse
@@ -35,6 +37,7 @@ class AsyncGrpcTransport(GrpcService):
         super().__init__(endpoint)
         self._credentials = None if endpoint.tls is None else credentials(endpoint.tls)
         self._channel: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # the channel's
         self._closed = False
         self._running: set[asyncio.Future[Any]] = set()  # requests with one response that have not ended
 
@@ -58,6 +61,12 @@ class AsyncGrpcTransport(GrpcService):
         if not self._closed:
             self._begin(request, SEND_TIMEOUT)
 
+    def release(self, region: str) -> None:
+        # Sessions that nobody closed are collected in any thread, and when their event loop has ended.
+        with contextlib.suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._release, region)
+
     async def fetch(self, url: str, timeout: float | None) -> bytes:
         return await asyncio.to_thread(fetch, url, timeout)
 
@@ -65,9 +74,11 @@ class AsyncGrpcTransport(GrpcService):
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        self._closed = True
+        for region in tuple(self._held):
+            self._release(region)
         if self._running:  # closing the channel would cancel the requests that end sequences
             await asyncio.wait(self._running, timeout=SEND_TIMEOUT)
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()
 
@@ -75,7 +86,7 @@ class AsyncGrpcTransport(GrpcService):
         if self._closed:
             raise closed_error()
         if self._channel is None:
-            address = self._endpoint.address
+            address, self._loop = self._endpoint.address, asyncio.get_running_loop()
             self._channel = (
                 aio.insecure_channel(address, options=OPTIONS)
                 if self._credentials is None
@@ -86,10 +97,29 @@ class AsyncGrpcTransport(GrpcService):
 
     def _begin(self, request: InferRequest, timeout: float | None) -> asyncio.Future[Any]:
         call = self._service().ModelInfer(request, timeout=timeout, metadata=self._headers(request))
-        answer = asyncio.ensure_future(_answer(call))
-        self._running.add(answer)
-        answer.add_done_callback(self._ended)
-        return answer
+        return self._run(_answer(call))
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Future[Any]:
+        """Run what the channel is not closed before."""
+        running = asyncio.ensure_future(work)
+        self._running.add(running)
+        running.add_done_callback(self._ended)
+        return running
+
+    def _release(self, region: str) -> None:
+        self._run(self._give_up(region))
+
+    async def _give_up(self, region: str) -> None:
+        """As `Releases` does."""
+        with contextlib.suppress(GptportError, TimeoutError):
+            async with asyncio.timeout(RELEASE_TIMEOUT):
+                while True:
+                    try:
+                        await self._unregister(region, RELEASE_TIMEOUT)
+                        break
+                    except ServerError:  # it is in use
+                        await asyncio.sleep(PAUSE)
+        self._held.discard(region)
 
     def _ended(self, answer: asyncio.Future[Any]) -> None:
         self._running.discard(answer)

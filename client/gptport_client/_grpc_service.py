@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gptport_client._endpoint import TLS, Endpoint
+    from gptport_client._region import Registration
     from gptport_client._wire import InferRequest
 
 # A proxy before several servers reads it to keep the requests of a sequence together; Triton ignores it.
@@ -45,6 +46,7 @@ class GrpcService(ABC):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._metadata = endpoint.headers
+        self._held: set[str] = set()  # regions that the server may have mapped for this client
 
     @property
     def url(self) -> str:
@@ -68,6 +70,21 @@ class GrpcService(ABC):
     def repository(self, timeout: float | None) -> Any:
         request = service_pb2.RepositoryIndexRequest()
         return self._unary("RepositoryIndex", request, timeout, lambda answer: list(answer.models))
+
+    def register(self, registration: Registration, timeout: float | None) -> Any:
+        self._held.add(registration.name)
+        request = service_pb2.SystemSharedMemoryRegisterRequest(
+            name=registration.name, key=registration.key, byte_size=registration.byte_size
+        )
+        return self._unary("SystemSharedMemoryRegister", request, timeout, lambda _: None)
+
+    def regions(self, timeout: float | None) -> Any:
+        request = service_pb2.SystemSharedMemoryStatusRequest()
+        return self._unary("SystemSharedMemoryStatus", request, timeout, lambda answer: list(answer.regions))
+
+    def _unregister(self, region: str, timeout: float | None) -> Any:
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region)
+        return self._unary("SystemSharedMemoryUnregister", request, timeout, lambda _: None)
 
     @abstractmethod
     def _unary(

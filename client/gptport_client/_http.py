@@ -20,6 +20,7 @@ from gptport_client._fetch import fetch
 from gptport_client._grpc_service import SEND_TIMEOUT, closed_error
 from gptport_client._http_connections import Exchange, HttpConnections
 from gptport_client._http_wire import LENGTH_HEADER, generate_body, infer_body, read_event, read_infer
+from gptport_client._releases import Releases
 from gptport_client._status import Origin, error_from_http, error_from_status, error_from_text
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from email.message import Message
 
     from gptport_client._endpoint import Endpoint
+    from gptport_client._region import Registration
     from gptport_client._wire import InferRequest, InferResponse
 
 T = TypeVar("T")
+_REGIONS = "/v2/systemsharedmemory"
 MOST_THREADS = 256  # of an AsyncClient: requests at a time
 
 
@@ -44,6 +47,8 @@ class HttpTransport:
         self._sending = ThreadPoolExecutor(4, thread_name_prefix="gptport-send")
         self._sent: set[Future[Any]] = set()
         self._closed = False
+        self._held: set[str] = set()
+        self._releases = Releases(self._held, self._unregister)
 
     def infer(self, request: InferRequest, timeout: float | None) -> InferResponse:
         """See `Transport`, as for all that follow."""
@@ -64,6 +69,19 @@ class HttpTransport:
             sent = self._sending.submit(self.infer, request, SEND_TIMEOUT)
             self._sent.add(sent)
             sent.add_done_callback(self._sent.discard)
+
+    def register(self, registration: Registration, timeout: float | None) -> None:
+        self._held.add(registration.name)
+        wanted = {"key": registration.key, "offset": 0, "byte_size": registration.byte_size}
+        path = f"{_REGIONS}/region/{quote(registration.name)}/register"
+        self._checked("POST", path, timeout, Origin(self.url), json.dumps(wanted).encode())
+
+    def release(self, region: str) -> None:
+        self._releases.release(region)
+
+    def regions(self, timeout: float | None) -> list[str]:
+        found = self._json("GET", f"{_REGIONS}/status", timeout, Origin(self.url))
+        return [each["name"] for each in found]
 
     def server_ready(self, timeout: float | None) -> bool:
         return self._ready("/v2/health/ready", timeout)
@@ -92,12 +110,16 @@ class HttpTransport:
         time.sleep(seconds)
 
     def close(self) -> None:
+        self._releases.close()
         self._closed = True
         for call in tuple(self._running):
             call.cancel()
         wait(tuple(self._sent), SEND_TIMEOUT)
         self._sending.shutdown(wait=False, cancel_futures=True)
         self._connections.close()
+
+    def _unregister(self, region: str, timeout: float) -> None:
+        self._checked("POST", f"{_REGIONS}/region/{quote(region)}/unregister", timeout, Origin(self.url))
 
     def _ready(self, path: str, timeout: float | None) -> bool:
         status, _, _ = self._exchange("GET", path, timeout, Origin(self.url))
@@ -233,6 +255,15 @@ class AsyncHttpTransport:
 
     def send(self, request: InferRequest) -> None:
         self._blocking.send(request)
+
+    async def register(self, registration: Registration, timeout: float | None) -> None:
+        await self._in_thread(self._blocking.register, registration, timeout)
+
+    def release(self, region: str) -> None:
+        self._blocking.release(region)
+
+    async def regions(self, timeout: float | None) -> list[str]:
+        return await self._in_thread(self._blocking.regions, timeout)
 
     async def server_ready(self, timeout: float | None) -> bool:
         return await self._in_thread(self._blocking.server_ready, timeout)

@@ -48,21 +48,26 @@ _LISTS = frozenset(
 
 def infer_body(request: InferRequest) -> tuple[bytes, dict[str, str]]:
     """The body of `/infer`, a JSON head with the tensors' bytes behind it, and the headers that say so."""
-    contents = list(request.raw_input_contents)
+    contents = iter(request.raw_input_contents)
     inputs = [
         {
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": list(tensor.shape),
-            "parameters": {"binary_data_size": len(content)},
+            # What lies in shared memory has no content here.
+            "parameters": _parameters(tensor) or {"binary_data_size": len(next(contents))},
         }
-        for tensor, content in zip(request.inputs, contents, strict=True)
+        for tensor in request.inputs
     ]
-    parameters = {name: _parameter(request.parameters[name]) for name in request.parameters}
-    parameters["binary_data_output"] = True
-    head = json.dumps({"id": request.id, "parameters": parameters, "inputs": inputs}).encode()
-    headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(head))}
-    return b"".join((head, *contents)), headers
+    outputs = [
+        {"name": tensor.name, "parameters": _parameters(tensor) or {"binary_data": True}}
+        for tensor in request.outputs
+    ]
+    parameters = {**_parameters(request), "binary_data_output": True}
+    head = {"id": request.id, "parameters": parameters, "inputs": inputs}
+    text = json.dumps({**head, "outputs": outputs} if outputs else head).encode()
+    headers = {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(text))}
+    return b"".join((text, *request.raw_input_contents)), headers
 
 
 def read_infer(body: bytes, head_length: int) -> InferResponse:
@@ -75,6 +80,8 @@ def read_infer(body: bytes, head_length: int) -> InferResponse:
     try:
         place = head_length
         for output in json.loads(body[:head_length])["outputs"]:
+            if output.keys() == {"name", "datatype", "shape"}:  # it is in shared memory
+                continue
             size = output["parameters"]["binary_data_size"]
             _add(response, output["name"], output["datatype"], output["shape"], body[place : place + size])
             place += size
@@ -124,6 +131,10 @@ def _packed(datatype: str, values: list[Any]) -> bytes:
         return np.asarray(values, NUMPY_TYPES[datatype]).tobytes()
     encoded = [value.encode() for value in values]
     return b"".join(struct.pack("<I", len(value)) + value for value in encoded)
+
+
+def _parameters(message: Any) -> dict[str, Any]:
+    return {name: _parameter(message.parameters[name]) for name in message.parameters}
 
 
 def _parameter(parameter: Any) -> Any:

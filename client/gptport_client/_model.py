@@ -6,10 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
+from tritonclient.grpc import model_config_pb2 as pb
+
 from gptport_client._errors import InvalidRequest, ProtocolError
 
 SCHEMA = "1"
-Kind: TypeAlias = Literal["text", "step"]
+Kind: TypeAlias = Literal["text", "step", "kv"]
+
+_ITEM_SIZES = {"FP32": 4, "FP16": 2, "BF16": 2}
+_IDS = ("input_ids", "position_ids", "seqlens_k")
 
 
 @dataclass(frozen=True)
@@ -30,16 +35,46 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class CacheLayout:
+    """The keys and values that a client holds of a sequence.
+
+    Attributes:
+        tensors: an input and the output that takes its place, for each layer's keys and each layer's values.
+        datatype: of all of them, as Triton calls it.
+        heads: their shape is `[1, heads, length, head_dim]`; the client chooses the length.
+        head_dim: see `heads`.
+        on_gpu: whether the model runs on one, so that each request copies them there and back.
+    """
+
+    tensors: tuple[tuple[str, str], ...]
+    datatype: str
+    heads: int
+    head_dim: int
+    on_gpu: bool = False
+
+    @property
+    def width(self) -> int:
+        """Bytes of a position in a row; a row is a head of a tensor."""
+        return self.head_dim * _ITEM_SIZES[self.datatype]
+
+    def bytes(self, length: int) -> int:
+        """Of all tensors, at that length."""
+        return len(self.tensors) * self.heads * length * self.width
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What the configuration of an exported model says.
 
     Attributes:
         name: the model's name on the server.
-        kind: `text` (text in, text out) or `step` (ids in, logits out).
+        kind: `text` (text in, text out), or ids in, logits out: `step` (the server holds keys and values) or
+            `kv` (the client does).
         max_length: most tokens of prompt and answer together.
         vocab_size: token ids are below this.
         eos_token_ids: each of them ends a text; may be empty.
         tokenizer_sha256: of the model's tokenizer.json; empty if it has none.
+        cache: what the client holds of a sequence; None for other kinds than `kv`.
     """
 
     name: str
@@ -48,6 +83,7 @@ class ModelConfig:
     vocab_size: int
     eos_token_ids: frozenset[int]
     tokenizer_sha256: str
+    cache: CacheLayout | None = None
 
 
 def check_model_name(name: str) -> None:
@@ -61,6 +97,11 @@ def check_model_name(name: str) -> None:
 def step_model(name: str) -> str:
     """The name of the step model that belongs to the text model `name`."""
     return f"{name}_step"
+
+
+def kv_model(name: str) -> str:
+    """The name of the step model without state that belongs to the text model `name`."""
+    return f"{name}_kv"
 
 
 def read_config(config: Any) -> ModelConfig:
@@ -80,13 +121,14 @@ def read_config(config: Any) -> ModelConfig:
     try:
         return ModelConfig(
             name=config.name,
-            kind=_kind(parameters["gptport_kind"]),
+            kind=(kind := _kind(parameters["gptport_kind"])),
             max_length=int(parameters["max_length"]),
             vocab_size=int(parameters["vocab_size"]),
             eos_token_ids=frozenset(
                 int(token) for token in parameters["eos_token_ids"].split(",") if token.strip()
             ),
             tokenizer_sha256=parameters.get("tokenizer_sha256", ""),
+            cache=_cache_layout(config) if kind == "kv" else None,
         )
     except (KeyError, ValueError) as error:
         raise ProtocolError(
@@ -95,6 +137,24 @@ def read_config(config: Any) -> ModelConfig:
 
 
 def _kind(name: str) -> Kind:
-    if name not in ("text", "step"):
-        raise ValueError(f"gptport_kind is {name!r}, not text or step")
+    if name not in ("text", "step", "kv"):
+        raise ValueError(f"gptport_kind is {name!r}, not text, step or kv")
     return cast("Kind", name)
+
+
+def _cache_layout(config: Any) -> CacheLayout:
+    """Of inputs and outputs in their order: the n-th cache input belongs to the n-th cache output."""
+    pasts = [tensor for tensor in config.input if tensor.name not in _IDS]
+    presents = [tensor for tensor in config.output if tensor.name != "logits"]
+    shapes = {(tensor.data_type, *tensor.dims) for tensor in (*pasts, *presents)}
+    if len(pasts) != len(presents) or len(shapes) != 1:
+        raise ValueError(f"{len(pasts)} cache inputs and {len(presents)} outputs of the shapes {shapes}")
+    ((datatype, heads, length, head_dim),) = shapes
+    if length != -1:
+        raise ValueError(f"the length of the cache is fixed to {length}")
+    name = pb.DataType.Name(datatype).removeprefix("TYPE_")
+    if name not in _ITEM_SIZES:
+        raise ValueError(f"the cache is {name}")
+    names = tuple((past.name, present.name) for past, present in zip(pasts, presents, strict=True))
+    on_gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
+    return CacheLayout(names, name, heads, head_dim, on_gpu)

@@ -1,18 +1,18 @@
-"""A sequence on the step model, whose keys and values the server holds."""
+"""A sequence on a step model."""
 
 from __future__ import annotations
 
-import re
-import secrets
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gptport_client._errors import (
     GptportError,
     InvalidRequest,
+    ModelNotFound,
     SequenceLost,
 )
-from gptport_client._wire import read_logits, step_request
+from gptport_client._step_cache import ClientCache, ServerCache
+from gptport_client._wire import read_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,29 +21,25 @@ if TYPE_CHECKING:
     from gptport_client._flow import Flow
     from gptport_client._model import ModelConfig
     from gptport_client._sampling import Logits
+    from gptport_client._step_cache import StepCache
     from gptport_client._transport import AnyTransport
-    from gptport_client._wire import InferRequest
-
-# What Triton (and what a backend of sequences) answers to a request of a sequence that it does not know.
-_NO_SEQUENCE = re.compile(r"start flag|sequence_start", re.IGNORECASE)
 
 
 class StepSequence:
-    """A series of requests with one random sequence id, the first marked as start, the last as end.
-
-    One caller at a time.
+    """A series of requests, each of which appends tokens. One caller at a time.
 
     Attributes:
         tokens: those that the server has confirmed.
         lost: whether the server may no longer have the sequence as it is here.
     """
 
-    def __init__(self, transport: AnyTransport, model: ModelConfig, request_id: str) -> None:
+    def __init__(
+        self, transport: AnyTransport, model: ModelConfig, request_id: str, cache: StepCache | None = None
+    ) -> None:
         self._transport = transport
         self._model = model
         self._request_id = request_id
-        self._id = _sequence_id()
-        self._open = False  # the server may hold state for it: it was started and not ended
+        self._cache = cache or _cache(transport, model, request_id)
         self.tokens: list[int] = []
         self.lost = False
 
@@ -51,14 +47,15 @@ class StepSequence:
         """Append at least one token; the logits `[vocab]` of the last one. With `end` there is no next time.
 
         Raises:
-            SequenceLost: the server does not know the sequence (any more); `resume` computes it anew.
+            SequenceLost: the server does not know the sequence (any more); `resume` brings it back.
             InvalidRequest: there is no room for the tokens, or the sequence was lost before.
         """
         self._check(token_ids)
-        left = deadline.remaining(self._request_id)
-        request = self._request(token_ids, end=end)
+        past = len(self.tokens)
+        yield from self._cache.prepare(past, len(token_ids), deadline.remaining(self._request_id))
+        request = self._cache.request(past, token_ids, end=end)
         try:
-            response = yield partial(self._transport.infer, request, left)
+            response = yield partial(self._transport.infer, request, deadline.remaining(self._request_id))
         except GptportError as error:
             self.lost = True
             raise self._meaning(error) from error
@@ -71,30 +68,31 @@ class StepSequence:
         del self.tokens[len(self.tokens) - count :]
 
     def resume(self, deadline: Deadline) -> Flow[Logits]:
-        """Compute all tokens again under a new sequence id; the logits `[vocab]` of the last one."""
-        self.end()
-        self._id, self.lost = _sequence_id(), False
-        tokens, self.tokens = self.tokens, []
+        """Have the server know the sequence again; the logits `[vocab]` of the last token.
+
+        What keys and values there are is not computed again, but for the last token.
+        """
+        kept = self._cache.recover(self.tokens)
+        self.lost = False
+        tokens = self.tokens
+        self.tokens = tokens[: min(kept, len(tokens) - 1)]
         try:
-            return (yield from self.append(tokens, deadline))
+            return (yield from self.append(tokens[len(self.tokens) :], deadline))
         except GptportError:
             self.tokens = tokens
             raise
 
+    def fork(self) -> StepSequence:
+        """A second sequence with those tokens of this one whose keys and values can be copied. Nothing is sent."""
+        cache, kept = self._cache.fork(len(self.tokens))
+        other = StepSequence(self._transport, self._model, self._request_id, cache)
+        other.tokens = self.tokens[:kept]
+        return other
+
     def end(self) -> None:
         """Let the server forget the sequence. Nobody waits for it, and it may be done twice."""
-        if self._open:
-            # Stock Triton ends a sequence only with a request that carries data.
-            self._transport.send(self._request((self.tokens or [0])[-1:], end=True))
-
-    def _request(self, token_ids: Sequence[int], *, end: bool) -> InferRequest:
-        # An ending request repeats what the last position has: it never goes beyond the model's length.
-        past = len(self.tokens) if len(self.tokens) < self._model.max_length else len(self.tokens) - 1
-        start = not self._open
-        self._open = not end
-        return step_request(
-            self._model.name, self._request_id, self._id, token_ids, past, start=start, end=end
-        )
+        self._cache.end(self.tokens)
+        self.lost = True
 
     def _check(self, token_ids: Sequence[int]) -> None:
         if self.lost:
@@ -109,16 +107,17 @@ class StepSequence:
 
     def _meaning(self, error: GptportError) -> GptportError:
         confirmed = len(self.tokens)
-        if isinstance(error, InvalidRequest) and confirmed and _NO_SEQUENCE.search(str(error)):
-            # Not the caller's fault: Triton has dropped the sequence and takes this for the first request of a new one.
-            self._open = False
-            return SequenceLost(
-                f"the server gave up the sequence after {confirmed} tokens, because it idled too long or the "
-                f"server was restarted; resume() computes them again. It said: {error}",
-                confirmed=confirmed,
-            )
-        return error
+        # NOT_FOUND is what Triton says of a region, too.
+        lost = isinstance(error, InvalidRequest | ModelNotFound) and confirmed and self._cache.lost(error)
+        if not lost:
+            return error
+        return SequenceLost(
+            f"the server gave up the sequence after {confirmed} tokens, because {lost}. It said: {error}",
+            confirmed=confirmed,
+        )
 
 
-def _sequence_id() -> int:
-    return 1 + secrets.randbelow(2**63 - 1)
+def _cache(transport: AnyTransport, model: ModelConfig, request_id: str) -> StepCache:
+    if model.cache is None:
+        return ServerCache(transport, model, request_id)
+    return ClientCache(transport, model, model.cache, request_id)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
-from gptport_client._errors import ProtocolError
-from gptport_client._model import ModelConfig, read_config, step_model
+from gptport_client._errors import ModelNotFound, ProtocolError, ServerNotReady
+from gptport_client._model import ModelConfig, kv_model, read_config, step_model
+from gptport_client._region import room
 from gptport_client._retry import Retry, retrying
+from gptport_client._step_cache import can_share
 from gptport_client._wire import file_request, read_file
 
 if TYPE_CHECKING:
@@ -18,24 +20,48 @@ if TYPE_CHECKING:
     from gptport_client._transport import AnyTransport
 
 T = TypeVar("T")
+# How keys and values get to a step model: held by Triton as state, or by the client in memory that both share.
+StepTransport: TypeAlias = Literal["auto", "state", "shared_memory"]
 ASK_TIMEOUT = 10.0  # seconds for a question that a server answers at once
 
 
 class ServedModel:
-    """The text model `name` and its step model."""
+    """The text model `name` and its step models."""
 
     def __init__(self, transport: AnyTransport, name: str, retry: Retry) -> None:
         self.transport = transport
         self.name = name
         self.retry = retry
+        self._shares: bool | None = None  # whether the server maps memory of this client, once it was tried
 
     def ask(self, attempt: Callable[[], Flow[T]], deadline: Deadline) -> Flow[T]:
         """What `attempt` returns, asked again where that can help."""
         return retrying(attempt, self.retry, deadline, self.transport)
 
-    def step_config(self, deadline: Deadline, request_id: str = "") -> Flow[ModelConfig]:
-        """The step model's configuration."""
-        return self.config(step_model(self.name), deadline, request_id)
+    def step_config(
+        self,
+        deadline: Deadline,
+        request_id: str = "",
+        transport: StepTransport = "auto",
+        sequences: int = 1,
+    ) -> Flow[ModelConfig]:
+        """The configuration of the step model to use for so many sequences.
+
+        With `auto` that is NAME_kv, if it is served on a CPU here and there is room for keys and values, else NAME_step.
+        """
+        if transport == "state":
+            return (yield from self.config(step_model(self.name), deadline, request_id))
+        if transport == "shared_memory":
+            return (yield from self._kv_config(deadline, request_id))
+        kv = yield from self.ask(partial(self._served_kv, deadline, request_id), deadline)
+        if kv is not None and (yield from self._can_share(kv, sequences, deadline, request_id)):
+            return kv
+        try:
+            return (yield from self.config(step_model(self.name), deadline, request_id))
+        except ModelNotFound:
+            if kv is None:
+                raise
+            return kv  # the attempt to share memory will say why it cannot be
 
     def config(self, model: str, deadline: Deadline, request_id: str = "") -> Flow[ModelConfig]:
         """The configuration of the text model or the step model."""
@@ -44,6 +70,36 @@ class ServedModel:
     def file(self, file: str, deadline: Deadline, request_id: str) -> Flow[bytes]:
         """The content of one of the text model's files."""
         return self.ask(partial(self._file, file, deadline, request_id), deadline)
+
+    def _kv_config(self, deadline: Deadline, request_id: str) -> Flow[ModelConfig]:
+        name = kv_model(self.name)
+        try:
+            return (yield from self.config(name, deadline, request_id))
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"transport='shared_memory' needs {name!r}, which {self.transport.url} does not serve: export with "
+                "--step-cache both, or use transport='state'",
+                request_id,
+            ) from error
+
+    def _served_kv(self, deadline: Deadline, request_id: str) -> Flow[ModelConfig | None]:
+        try:
+            return (yield from self._config(kv_model(self.name), deadline, request_id))
+        except (ModelNotFound, ServerNotReady):
+            return None
+
+    def _can_share(
+        self, model: ModelConfig, sequences: int, deadline: Deadline, request_id: str
+    ) -> Flow[bool]:
+        cache = model.cache
+        if cache is None or cache.on_gpu or room() < sequences * cache.bytes(model.max_length):
+            return False
+        if self._shares is None:
+            left = deadline.remaining(request_id)
+            self._shares = yield from can_share(
+                self.transport, ASK_TIMEOUT if left is None else left, request_id
+            )
+        return self._shares
 
     def _config(self, model: str, deadline: Deadline, request_id: str) -> Flow[ModelConfig]:
         left = deadline.remaining(request_id)

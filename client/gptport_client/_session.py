@@ -1,4 +1,4 @@
-"""Sessions: a sequence of tokens whose keys and values the server keeps, for loops of one's own."""
+"""Sessions: a sequence of tokens whose keys and values are kept, for loops of one's own."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ if TYPE_CHECKING:
 
     from gptport_client._flow import Flow
     from gptport_client._sampling import Logits
-    from gptport_client._served import ServedModel
+    from gptport_client._served import ServedModel, StepTransport
 
 
 class SessionFlows:
     """What a session does, but for the waiting. One caller at a time."""
 
-    def __init__(self, model: ServedModel, request_id: str, tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        request_id: str,
+        transport: StepTransport,
+        sequence: StepSequence | None = None,
+        unsent: Sequence[int] = (),
+    ) -> None:
         self.request_id = request_id
         self._model = model
-        self._sequence: StepSequence | None = None
-        self._unsent = list(tokens)  # they go along with the next ones
+        self._transport = transport
+        self._sequence = sequence
+        self._unsent = list(unsent)  # they go along with the next ones
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -50,7 +58,9 @@ class SessionFlows:
             self._sequence.rewind(count - unsent)
 
     def fork(self) -> SessionFlows:
-        return SessionFlows(self._model, self.request_id, self.tokens)
+        sequence = self._sequence.fork() if self._sequence else None
+        unsent = self.tokens[len(sequence.tokens) if sequence else 0 :]
+        return SessionFlows(self._model, self.request_id, self._transport, sequence, unsent)
 
     def resume(self, timeout: float | None) -> Flow[Logits]:
         check_timeout(timeout)
@@ -65,7 +75,7 @@ class SessionFlows:
 
     def _append(self, ids: Sequence[int], deadline: Deadline) -> Flow[Logits]:
         if self._sequence is None:
-            config = yield from self._model.step_config(deadline, self.request_id)
+            config = yield from self._model.step_config(deadline, self.request_id, self._transport)
             self._sequence = StepSequence(self._model.transport, config, self.request_id)
         logits = yield from self._sequence.append((*self._unsent, *ids), deadline)
         self._unsent.clear()
@@ -88,8 +98,8 @@ class Session:
 
         Raises:
             InvalidRequest: no tokens, or more than there is room for.
-            SequenceLost: the server dropped the sequence, because it idled or was restarted. `resume()` computes
-                it again; its tokens are still here.
+            SequenceLost: the server dropped the sequence, because it idled or was restarted. `resume()` brings it
+                back; its tokens are still here.
         """
         return run(self._flows.append(token_ids, timeout))
 
@@ -98,11 +108,17 @@ class Session:
         self._flows.rewind(count)
 
     def fork(self) -> Session:
-        """A second session with the same tokens; the server computes them again with its first `append`."""
+        """A second session with the same tokens.
+
+        In shared memory it has a copy of their keys and values; else the server computes them again with the first `append`.
+        """
         return Session(self._flows.fork())
 
     def resume(self, *, timeout: float | None = None) -> Logits:
-        """Compute all confirmed tokens again, after an error; the logits `[vocab]` behind the last of them."""
+        """Go on after an error; the logits `[vocab]` behind the last of the confirmed tokens.
+
+        In shared memory their keys and values are still there; else the server computes all of them again.
+        """
         return run(self._flows.resume(timeout))
 
     def close(self) -> None:

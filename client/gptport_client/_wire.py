@@ -17,6 +17,7 @@ from gptport_client._score import Score
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gptport_client._model import CacheLayout
     from gptport_client._params import SamplingParams
     from gptport_client._prompt import CheckedPrompt
     from gptport_client._sampling import Logits
@@ -124,15 +125,47 @@ def step_request(
     end: bool,
 ) -> InferRequest:
     """Ask the step model to append `token_ids` to a sequence that has `past` tokens."""
-    count = len(token_ids)
     request = _request(model, request_id)
-    _add(request, "input_ids", "INT64", (1, count), np.asarray(token_ids, "<i8").tobytes())
-    _add(request, "position_ids", "INT64", (1, count), np.arange(past, past + count, dtype="<i8").tobytes())
-    _add(request, "seqlens_k", "INT32", (1, 1), struct.pack("<i", past + count - 1))
+    _add_step(request, token_ids, past)
     request.parameters["sequence_id"].int64_param = sequence_id
     request.parameters["sequence_start"].bool_param = start
     request.parameters["sequence_end"].bool_param = end
     return request
+
+
+def with_cache(model: str, request_id: str, layout: CacheLayout, region: str, length: int) -> InferRequest:
+    """What all requests of a sequence whose keys and values lie in a region have in common: a template for `kv_request`.
+
+    Each output has the place of its input, so that what a step adds is there for the next.
+    """
+    request = _request(model, request_id)
+    request.outputs.add(name="logits")
+    shape = (1, layout.heads, length, layout.head_dim)
+    size = layout.bytes(length) // len(layout.tensors)
+    for number, (past, present) in enumerate(layout.tensors):
+        for tensor in (
+            request.inputs.add(name=past, datatype=layout.datatype, shape=shape),
+            request.outputs.add(name=present),
+        ):
+            tensor.parameters["shared_memory_region"].string_param = region
+            tensor.parameters["shared_memory_byte_size"].int64_param = size
+            tensor.parameters["shared_memory_offset"].int64_param = number * size
+    return request
+
+
+def kv_request(template: InferRequest, token_ids: Sequence[int], past: int) -> InferRequest:
+    """Ask the step model without state to append `token_ids` to the `past` tokens whose keys and values the client holds."""
+    request = service_pb2.ModelInferRequest()
+    request.CopyFrom(template)
+    _add_step(request, token_ids, past)
+    return request
+
+
+def _add_step(request: InferRequest, token_ids: Sequence[int], past: int) -> None:
+    count = len(token_ids)
+    _add(request, "input_ids", "INT64", (1, count), np.asarray(token_ids, "<i8").tobytes())
+    _add(request, "position_ids", "INT64", (1, count), np.arange(past, past + count, dtype="<i8").tobytes())
+    _add(request, "seqlens_k", "INT32", (1, 1), struct.pack("<i", past + count - 1))
 
 
 def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:

@@ -59,7 +59,7 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
     command = _command(
         commands,
         "export",
-        "Export a checkpoint as Triton models NAME and NAME_step, checked against torch.",
+        "Export a checkpoint as Triton models NAME and NAME_step or NAME_kv, checked against torch.",
     )
     command.add_argument(
         "checkpoint",
@@ -175,6 +175,13 @@ def _add_publishing(command: argparse.ArgumentParser, source: str) -> None:
     )
     command.add_argument(
         "--threads", type=_count, metavar="N", help="threads of an instance on the CPU (default: one a core)"
+    )
+    command.add_argument(
+        "--step-cache",
+        choices=("server", "client", "both"),
+        default="server",
+        help="who holds the keys and values of loops that clients run: the server, which is the model NAME_step; the client, in "
+        "memory that both share on one machine, NAME_kv; or both models, each with the weights in memory (default: %(default)s)",
     )
     command.add_argument(
         "--max-length",

@@ -103,7 +103,7 @@ def _export(options: argparse.Namespace) -> None:
         compute=options.compute,
         max_perplexity_increase=options.max_perplexity_increase,
     )
-    serving = Serving(options.instances, options.gpus, options.threads)
+    serving = Serving(options.instances, options.gpus, options.threads, options.step_cache)
     serving.check(chosen.dtype_name)
     if options.name is not None:
         repository.checked_name(options.name)
@@ -146,7 +146,7 @@ def _package(options: argparse.Namespace) -> None:
             steps,
             options.evaluation_text,
             options.keep,
-            Serving(options.instances, options.gpus, options.threads),
+            Serving(options.instances, options.gpus, options.threads, options.step_cache),
         )
     put(report.packaged(packaged, source))
 

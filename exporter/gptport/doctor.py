@@ -11,7 +11,7 @@ import psutil
 from rich.filesize import decimal
 
 from . import images, integrity, manifest, server, triton_config, versions
-from .repository import STEP_SUFFIX
+from .repository import STEP_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,7 @@ def examine(repository: Path, image: Image, machine: Machine) -> list[Check]:
         folder = manifest.version_folder(repository / name)
         config = triton_config.parse(repository / name / versions.CONFIG)
         model = _Model(name, folder, manifest.read(folder), config)
-        if not name.endswith(STEP_SUFFIX):
+        if not name.endswith(STEP_SUFFIXES):
             found += [Check(model.manifest.name, *each) for each in _of_files(model, image)]
         found += [Check(name, *each) for each in _of_model(model, image, machine)]
     return found
@@ -87,7 +87,7 @@ _Found = tuple[str, Status, str]
 
 
 def _of_files(model: _Model, image: Image) -> Iterator[_Found]:
-    """What both models share."""
+    """What all models of an export share."""
     damage = integrity.damage(model.folder, model.manifest)
     yield "files", "problem" if damage else "ok", "; ".join(damage) or "as the manifest says"
     graph = onnx.load(model.folder / model.manifest.graph, load_external_data=False)
@@ -182,15 +182,15 @@ def _gpu(model: _Model, image: Image, machine: Machine) -> _Found:
 
 def _memory(model: _Model, machine: Machine) -> _Found:
     """The least: weights and the KV cache of all sequences; an onnxruntime needs some more for itself."""
-    cache, step = model.manifest.kv_cache, model.config.HasField("sequence_batching")
+    cache = model.manifest.kv_cache
     weights = sum(file.bytes for file in model.manifest.files.values())
     sequence = len(cache.tensors) * cache.kv_heads * cache.head_dim * np.dtype(cache.dtype).itemsize
     sequence *= model.manifest.max_length
-    slots = (
-        model.config.sequence_batching.oldest.max_candidate_sequences
-        if step
-        else int(model.config.parameters["max_batch_size"].string_value or _TEXT_SEQUENCES)
-    )
+    slots = {
+        "text": int(model.config.parameters["max_batch_size"].string_value or _TEXT_SEQUENCES),
+        "step": model.config.sequence_batching.oldest.max_candidate_sequences,
+        "kv": 0,  # clients hold them
+    }[model.config.parameters["gptport_kind"].string_value]
     count = model.config.instance_group[0].count
     needed = count * (weights + slots * sequence)
     parts = f"{decimal(weights)} weights + {slots} sequences × {decimal(sequence)} KV cache"

@@ -7,6 +7,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -47,6 +48,11 @@ _VERIFICATION = (
     "checkpoint_perplexity",
     "perplexity",
 )
+STEP_CACHES = {
+    "server": (repositories.STEP_SUFFIX,),
+    "client": (repositories.KV_SUFFIX,),
+    "both": repositories.STEP_SUFFIXES,
+}
 _TOOLS = ("gptport", "torch", "transformers", "onnx-ir", "onnxruntime")
 
 
@@ -92,7 +98,7 @@ def export(
     *,
     adapters: bool = False,
 ) -> Exported:
-    """Export a checkpoint as the models `name` and `name`_step.
+    """Export a checkpoint as the model `name` and its step models, `name`_step or `name`_kv.
 
     Args:
         checkpoint, repository, name, precision: what is exported, where to, and how.
@@ -111,8 +117,8 @@ def export(
     return_large_blocks()
     use_huge_pages()
     name = repositories.checked_name(name)
-    for model in (name, name + repositories.STEP_SUFFIX):
-        served(repository / model)  # a configuration that cannot be read is said before the work
+    for suffix in ("", *repositories.STEP_SUFFIXES):
+        served(repository / (name + suffix))  # a configuration that cannot be read is said before the work
     length = chosen_length(checkpoint.name, checkpoint.spec.context_length, max_length)
     serving = serving or triton_config.Serving()
     serving.check(precision.dtype_name)
@@ -308,10 +314,16 @@ def _finish(manifest: Manifest, folder: Path, report: str) -> Manifest:
 def published(
     repository: Path, folder: Path, manifest: Manifest, keep: int | None, serving: triton_config.Serving
 ) -> dict[str, Path]:
-    """Put the version in place as NAME and NAME_step; model name → version folder, the text model first."""
-    step = manifest.name + repositories.STEP_SUFFIX
-    configs = {
-        manifest.name: lambda version, before: triton_config.text_model(manifest, version, before, serving),
-        step: lambda version, before: triton_config.step_model(manifest, step, version, before, serving),
-    }
+    """Put the version in place as NAME and its step models; model name → version folder, the text model first.
+
+    Also of the step models that the repository has and that were not asked for: they would go on with older weights.
+    """
+    configs = {manifest.name: partial(triton_config.text_model, manifest, serving=serving)}
+    for suffix, write in (
+        (repositories.STEP_SUFFIX, triton_config.step_model),
+        (repositories.KV_SUFFIX, triton_config.kv_model),
+    ):
+        step = manifest.name + suffix
+        if suffix in STEP_CACHES[serving.step_cache] or (repository / step).is_dir():
+            configs[step] = partial(write, manifest, step, serving=serving)
     return repositories.publish(repository, folder, configs, keep, triton_config.WARMUP_FILES)

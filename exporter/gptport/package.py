@@ -59,14 +59,14 @@ def package(
     keep: int | None = None,
     serving: triton_config.Serving | None = None,
 ) -> Packaged:
-    """Package a directory as the models `name` and `name`_step; the arguments are those of `export`.
+    """Package a directory as the model `name` and its step models; the arguments are those of `export`.
 
     Raises:
         GptportError: what is wrong; the repository is as it was.
     """
     name = repositories.checked_name(name)
-    for model in (name, name + repositories.STEP_SUFFIX):
-        served(repository / model)  # a configuration that cannot be read is said before the work
+    for suffix in ("", *repositories.STEP_SUFFIXES):
+        served(repository / (name + suffix))  # a configuration that cannot be read is said before the work
     graph, spec = source.graph, source.spec
     foreign_graph.check(graph, spec)
     if graph.grows:

@@ -9,6 +9,7 @@ from . import adapters, genai
 from .table import table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from .checkpoint import Checkpoint
@@ -44,11 +45,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         if manifest.max_length < spec.context_length
         else ""
     )
-    text, step = result.folders
-    models = [
-        (text, f"{result.folders[text]}  (text in, text out: backend gptport)"),
-        (step, f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)"),
-    ]
+    text = manifest.name
     rows = {
         "genai": _genai(manifest),
         "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}, "
@@ -64,16 +61,13 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "ask it": f"gptport generate 'Once upon a time' --model {text}",
         "report": str(result.report),
     }
-    return table([*models, *rows.items()])
+    return table([*_models(result.folders), *rows.items()])
 
 
 def packaged(result: Packaged, source: OnnxDirectory) -> str:
     """The end of `gptport package`."""
     manifest, parity = result.manifest, result.parity
-    text, step = result.folders
     rows = {
-        text: f"{result.folders[text]}  (text in, text out: backend gptport)",
-        step: f"{result.folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)",
         "genai": _genai(manifest),
         "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
         "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each",
@@ -84,7 +78,7 @@ def packaged(result: Packaged, source: OnnxDirectory) -> str:
         "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {parity.checkpoint_perplexity:.4g} by "
         "the original graph",
     }
-    return table(list(rows.items()))
+    return table([*_models(result.folders), *rows.items()])
 
 
 def inspected(folder: Path, manifest: Manifest) -> str:
@@ -121,6 +115,18 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         for name, file in manifest.files.items()
     }
     return table(list(rows.items()))
+
+
+def _models(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
+    """What each model is, the text model first."""
+    text, *steps = folders
+    return [
+        (text, f"{folders[text]}  (text in, text out: backend gptport)"),
+        *(
+            (step, f"{folders[step]}  (ids in, logits out: backend onnxruntime; shares the files)")
+            for step in steps
+        ),
+    ]
 
 
 def _reference(manifest: Manifest) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 STEP_SUFFIX = "_step"
+KV_SUFFIX = "_kv"
+STEP_SUFFIXES = (STEP_SUFFIX, KV_SUFFIX)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -32,10 +34,10 @@ def checked_name(name: str) -> str:
     Raises:
         UsageError: it is not.
     """
-    if not _NAME.fullmatch(name) or ".." in name or name.endswith(STEP_SUFFIX):
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith(STEP_SUFFIXES):
         raise UsageError(
             f"model name {name!r} is not allowed: at most 100 letters, digits, '.', '_', '-', beginning with a letter or digit, "
-            f"without '..', not ending in {STEP_SUFFIX!r}; choose one with --name"
+            f"without '..', not ending in {' or '.join(STEP_SUFFIXES)}; choose one with --name"
         )
     return name
 

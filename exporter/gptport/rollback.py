@@ -1,4 +1,4 @@
-"""Back to a version that was exported before: both models switch to it, with the configurations that they had."""
+"""Back to a version that was exported before: all its models switch to it, with the configurations that they had."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import manifest
 from .errors import RepositoryError, UsageError
-from .repository import STEP_SUFFIX, locked
+from .repository import STEP_SUFFIXES, locked
 from .triton_config import parse
 from .versions import CONFIG, configuration, served, served_before, switch, sync_path, versions
 
@@ -31,9 +31,9 @@ class Switched:
 
 
 def rollback(model: Path, to: int | None = None) -> Switched:
-    """Serve another version of a model and of its step model.
+    """Serve another version of a model and of its step models.
 
-    A crash between the two leaves each with a version that is whole; the same command then finishes.
+    A crash in between leaves each with a version that is whole; the same command then finishes.
 
     Args:
         model: folder of the model in its repository.
@@ -43,7 +43,8 @@ def rollback(model: Path, to: int | None = None) -> Switched:
         RepositoryError: there is no such model or version, or its configuration is not known.
         UsageError: there is no version before the present one.
     """
-    model = model.parent / model.name.removesuffix(STEP_SUFFIX)
+    for suffix in STEP_SUFFIXES:
+        model = model.with_name(model.name.removesuffix(suffix))
     if not (model / CONFIG).is_file():
         raise RepositoryError(
             f"{model} is not a model: it has no {CONFIG}; give its folder, such as model_repository/smollm2"
@@ -51,12 +52,13 @@ def rollback(model: Path, to: int | None = None) -> Switched:
     with locked(model.parent):
         before = served(model)
         target = _target(model, to)
-        step = model.with_name(model.name + STEP_SUFFIX)
-        models = [each for each in (model, step) if (each / CONFIG).is_file()]
+        steps = [model.with_name(model.name + suffix) for suffix in STEP_SUFFIXES]
+        models = [each for each in (model, *steps) if (each / CONFIG).is_file()]
         manifest.read(model / str(target))
-        if step in models and not (step / str(target)).exists():  # the export was killed in between
-            (step / str(target)).symlink_to(f"../{model.name}/{target}")
-            sync_path(step)
+        for step in models[1:]:
+            if not (step / str(target)).exists():  # the export was killed in between
+                (step / str(target)).symlink_to(f"../{model.name}/{target}")
+                sync_path(step)
         configs = {each: _configuration(each, target) for each in models}
         for each, config in configs.items():
             switch(each, config)
@@ -79,7 +81,8 @@ def _configuration(model: Path, version: int) -> bytes:
     path = configuration(model, version)
     if not path.is_file():
         raise RepositoryError(
-            f"{path} is missing: version {version} was written by an older gptport; export the model again"
+            f"{path} is missing: version {version} was written by an older gptport, or without {model.name}; export "
+            "the model again"
         )
     if list(parse(path).version_policy.specific.versions) != [version]:
         raise RepositoryError(f"{path} is not the configuration of version {version}; export the model again")

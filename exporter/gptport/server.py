@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .address import Address
 from .errors import RepositoryError, ServerError
 from .manifest import FILE_NAME
-from .repository import STEP_SUFFIX
+from .repository import STEP_SUFFIXES
 from .triton_process import Server
 from .versions import versions
 
@@ -157,7 +157,7 @@ def models_of(repository: Path, wanted: Sequence[str] = ()) -> list[str]:
     for name in wanted:
         if name not in there:
             raise RepositoryError(f"{repository} has no model {name!r}; it has {', '.join(there)}")
-    steps = {name + STEP_SUFFIX for name in wanted}
+    steps = {name + suffix for name in wanted for suffix in STEP_SUFFIXES}
     chosen = [name for name in there if not wanted or name in wanted or name in steps]
     for name in chosen:
         _check_model(repository / name)

@@ -1,10 +1,10 @@
-"""config.pbtxt of the two models, through Triton's own protobuf schema, so that a wrong field fails here."""
+"""config.pbtxt of the text model and the step models, through Triton's own protobuf schema, so that a wrong field fails here."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -25,6 +25,8 @@ _TYPES = {
     "bfloat16": pb.TYPE_BF16,
 }
 
+StepCache: TypeAlias = Literal["server", "client", "both"]
+
 PREVIOUS = "gptport_previous"
 
 # The text model computes one token before Triton calls it ready. The step model cannot be warmed up: Triton's warm-up passes the
@@ -44,11 +46,13 @@ class Serving:
         instances: of each model, on the CPU or on each GPU.
         gpus: their numbers; none for the CPU, or for one GPU where there is one if the model computes in half precision.
         threads: of an instance on the CPU; None for one a core.
+        step_cache: who holds the keys and values of a client's own loop: `server`, `client` or `both`.
     """
 
     instances: int = 1
     gpus: tuple[int, ...] = ()
     threads: int | None = None
+    step_cache: StepCache = "server"
 
     def check(self, dtype: str) -> None:
         """Whether a model that computes in `dtype` can run so.
@@ -100,25 +104,42 @@ def step_model(
     manifest: Manifest, name: str, version: int, previous: int | None, serving: Serving = Serving()
 ) -> bytes:
     """config.pbtxt of NAME_step, by its `name`: ids in, logits out, the KV cache as implicit state of fixed size."""
-    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
-    config.default_model_filename = manifest.graph
     states = {tensor.past for tensor in manifest.kv_cache.tensors} | {
         tensor.present for tensor in manifest.kv_cache.tensors
     }
-    config.input.extend(
-        _tensor(pb.ModelInput, tensor) for tensor in manifest.inputs if tensor.name not in states
-    )
-    config.output.extend(
-        _tensor(pb.ModelOutput, tensor) for tensor in manifest.outputs if tensor.name not in states
-    )
+    config = _graph_model(manifest, name, states, serving)
     _add_states(config.sequence_batching, manifest)
     config.sequence_batching.oldest.max_candidate_sequences = _MAX_SEQUENCES
     config.sequence_batching.max_sequence_idle_microseconds = _SEQUENCE_IDLE_MICROSECONDS
+    return _finished(config, manifest, "step", version, previous, serving)
+
+
+def kv_model(
+    manifest: Manifest, name: str, version: int, previous: int | None, serving: Serving = Serving()
+) -> bytes:
+    """config.pbtxt of NAME_kv, by its `name`: ids and the KV cache in, logits and the KV cache out. It knows no sequences.
+
+    The n-th cache input belongs to the n-th cache output. Their length is the client's: -1 here, as the graph has it.
+    """
+    config = _graph_model(manifest, name, set(), serving)
+    return _finished(config, manifest, "kv", version, previous, serving)
+
+
+def _graph_model(manifest: Manifest, name: str, hidden: set[str], serving: Serving) -> pb.ModelConfig:
+    """The graph on Triton's onnxruntime backend, with all its inputs and outputs that are not hidden."""
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
+    config.default_model_filename = manifest.graph
+    config.input.extend(
+        _tensor(pb.ModelInput, tensor) for tensor in manifest.inputs if tensor.name not in hidden
+    )
+    config.output.extend(
+        _tensor(pb.ModelOutput, tensor) for tensor in manifest.outputs if tensor.name not in hidden
+    )
     # The graph is a chain: its operators run one after the other, each on all threads (0: one a core).
     threads = {"execution_mode": 0, "intra_op_thread_count": serving.threads or 0, "inter_op_thread_count": 1}
     for key, value in threads.items():
         config.parameters[key].string_value = str(value)
-    return _finished(config, manifest, "step", version, previous, serving)
+    return config
 
 
 def _tensor(kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor) -> pb.ModelInput | pb.ModelOutput:

@@ -45,6 +45,7 @@ def gateway(toy):
 @pytest.mark.parametrize("example", blocks("python"), ids=itertools.count())
 def test_an_example_runs(request, toy, example, capsys):
     toy.max_length = 512
+    toy.models.add("toy_kv")
     if "localhost:8080" in example:
         pytest.importorskip("openai")
         example = example.replace("localhost:8080", f"127.0.0.1:{request.getfixturevalue('gateway')}")

@@ -18,6 +18,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from toy_regions import ToyRegions
+
 EOS = 0
 MAX_LENGTH = 64
 TRAINING_TEXT = ["Grüße, 世界! 😀 The quick brown fox jumps over the lazy dog. 𝄞 don't stop  now"] * 2
@@ -101,10 +103,11 @@ def render(messages: list[dict[str, str]]) -> str:
     return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
 
 
-class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Serves `toy` and `toy_step`; the attributes below make it misbehave."""
+class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Serves `toy` and `toy_step`, and `toy_kv` once it is among the models; the attributes below make it misbehave."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.tokenizer = byte_level_tokenizer()
         self.tokenizer_file = self.tokenizer.to_str().encode()
         self.vocab_size = self.tokenizer.get_vocab_size()
@@ -169,7 +172,7 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.name = request.name
         parameters = {
             "gptport_schema": "1",
-            "gptport_kind": "step" if request.name.endswith("_step") else "text",
+            "gptport_kind": {"toy_step": "step", "toy_kv": "kv"}.get(request.name, "text"),
             "max_length": str(self.max_length),
             "vocab_size": str(self.vocab_size),
             "eos_token_ids": self.eos_token_ids,
@@ -177,6 +180,8 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             "tokenizer_sha256": hashlib.sha256(self.tokenizer_file).hexdigest(),
             **self.config,
         }
+        if request.name == "toy_kv":
+            self.describe(response.config)
         for key, value in parameters.items():
             if value is None:
                 continue
@@ -191,36 +196,44 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         time.sleep(self.delay)
         self.metadata = dict(context.invocation_metadata())
         tensors = read_inputs(request)
+        ids = tensors["input_ids"].ravel().tolist()
+        count = int(tensors["position_ids"].ravel()[0])
+        assert tensors["position_ids"].ravel().tolist() == list(range(count, count + len(ids)))
+        assert tensors["seqlens_k"].tolist() == [[count + len(ids) - 1]]
+        assert count + len(ids) <= self.max_length
+        with self.lock:
+            if request.model_name == "toy_kv":
+                self.steps.append({"ids": ids, "id": request.id})
+                past = self.append(request, context, ids, count)
+            else:
+                past = self._append_to_sequence(request, context, ids, count)
+        logits = next_logits(past, self.vocab_size)
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        response.outputs.add(name="logits", datatype="FP32", shape=(1, self.vocab_size))
+        response.raw_output_contents.append(logits.tobytes())
+        return response
+
+    def _append_to_sequence(self, request, context, ids: list[int], count: int) -> list[int]:
         sequence, start, end = (
             request.parameters["sequence_id"].int64_param,
             request.parameters["sequence_start"].bool_param,
             request.parameters["sequence_end"].bool_param,
         )
-        ids = tensors["input_ids"].ravel().tolist()
-        with self.lock:
-            self.steps.append(
-                {"sequence": sequence, "ids": ids, "start": start, "end": end, "id": request.id}
+        self.steps.append({"sequence": sequence, "ids": ids, "start": start, "end": end, "id": request.id})
+        if start:
+            self.sequences[sequence] = []
+        elif sequence not in self.sequences:
+            text = (
+                f"inference request for sequence {sequence} to model 'toy_step' must specify the START flag"
             )
-            if start:
-                self.sequences[sequence] = []
-            elif sequence not in self.sequences:
-                text = f"inference request for sequence {sequence} to model 'toy_step' must specify the START flag"
-                context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"{text} on the first request of the sequence"
-                )
-            past = self.sequences[sequence]
-            del past[int(tensors["position_ids"].ravel()[0]) :]  # overwritten, as the attention kernel does
-            assert tensors["position_ids"].ravel().tolist() == list(range(len(past), len(past) + len(ids)))
-            assert tensors["seqlens_k"].tolist() == [[len(past) + len(ids) - 1]]
-            past.extend(ids)
-            assert len(past) <= self.max_length
-            logits = next_logits(past, self.vocab_size)
-            if end:
-                del self.sequences[sequence]
-        response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
-        response.outputs.add(name="logits", datatype="FP32", shape=(1, self.vocab_size))
-        response.raw_output_contents.append(logits.tobytes())
-        return response
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{text} on the first request of the sequence")
+        past = self.sequences[sequence]
+        del past[count:]  # overwritten, as the attention kernel does
+        assert len(past) == count
+        past.extend(ids)
+        if end:
+            del self.sequences[sequence]
+        return past
 
     def ModelStreamInfer(self, requests, context):
         context.add_callback(lambda: None if context.is_active() else self.cancelled.set())
@@ -334,7 +347,8 @@ class ToyTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 def read_inputs(request) -> dict:
     """The tensors of a request, by name; BYTES as a list of bytes."""
     tensors = {}
-    for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True):
+    sent = [tensor for tensor in request.inputs if "shared_memory_region" not in tensor.parameters]
+    for tensor, content in zip(sent, request.raw_input_contents, strict=True):
         if tensor.datatype == "BYTES":
             value, rest = [], content
             while rest:

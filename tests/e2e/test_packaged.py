@@ -33,8 +33,9 @@ def directories(tmp_path_factory):
 def packaged(directories, tmp_path_factory):
     """A server of all of them."""
     repository = tmp_path_factory.mktemp("repository")
-    for directory in directories.values():
-        assert main(["package", str(directory), "--repository", str(repository)]) == 0
+    for directory, cache in zip(directories.values(), ("server", "client"), strict=True):
+        options = ["--repository", str(repository), "--step-cache", cache]
+        assert main(["package", str(directory), *options]) == 0
     with running(repository) as server:
         yield server
 

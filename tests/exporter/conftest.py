@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gptport.export import Exported
+    from gptport.triton_config import Serving
 
 VOCAB = 384
 GPT2_CONTEXT, LLAMA_CONTEXT = 256, 4096
@@ -150,11 +151,20 @@ def export_to() -> Callable[..., Exported]:
         max_length: int | None = None,
         keep: int | None = None,
         adapters: bool = False,
+        serving: Serving | None = None,
     ) -> Exported:
         chosen = by_name(precision) if isinstance(precision, str) else precision
         source = open_checkpoint(str(checkpoint))
         return export(
-            source, repository, source.name, chosen, max_length, Steps(), keep=keep, adapters=adapters
+            source,
+            repository,
+            source.name,
+            chosen,
+            max_length,
+            Steps(),
+            keep=keep,
+            serving=serving,
+            adapters=adapters,
         )
 
     return run

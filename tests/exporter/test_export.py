@@ -19,6 +19,7 @@ from gptport import graph as graphs
 from gptport.checkpoint import open_checkpoint
 from gptport.errors import RepositoryError, UsageError, VerificationError
 from gptport.precision import by_name
+from gptport.triton_config import Serving, parse
 
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 FLOAT32, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -60,6 +61,15 @@ def test_an_export_writes_a_text_model_and_a_step_model(checkpoint, exported):
         assert version.name == "1"
         assert (version / GRAPH).is_file()
         assert f'name: "{model}"' in (version.parent / "config.pbtxt").read_text()
+
+
+def test_a_step_model_that_is_there_gets_the_new_version_whichever_was_asked_for(gpt2, export_to, tmp_path):
+    for version, (cache, there) in enumerate((("client", ["_kv"]), ("server", ["_step", "_kv"])), 1):
+        folders = export_to(gpt2, tmp_path, serving=Serving(step_cache=cache)).folders
+        assert list(folders) == [gpt2.name, *(gpt2.name + suffix for suffix in there)]
+        for folder in folders.values():
+            assert (folder.name, (folder / GRAPH).is_file()) == (str(version), True)
+            assert parse(folder.parent / "config.pbtxt").version_policy.specific.versions == [version]
 
 
 def test_a_version_holds_the_graph_its_weights_the_tokenizer_and_the_manifest(checkpoint, exported):

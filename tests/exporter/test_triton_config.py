@@ -13,6 +13,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from gptport import cli, triton_config
+from gptport_client._model import read_config
+from gptport_client._wire import kv_request, with_cache
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
@@ -30,6 +32,12 @@ def text(result):
 @pytest.fixture
 def step(result):
     return configuration(result, 1)
+
+
+@pytest.fixture
+def kv(result):
+    content = triton_config.kv_model(result.manifest, f"{result.manifest.name}_kv", 1, None)
+    return text_format.Parse(content.decode(), pb.ModelConfig())
 
 
 def configuration(result, index):
@@ -175,6 +183,49 @@ class TestStepModel:
         assert step.max_batch_size == 1
         assert step.sequence_batching.oldest.max_candidate_sequences > 1
         assert step.sequence_batching.max_sequence_idle_microseconds > 0
+
+
+class TestKvModel:
+    """The step model whose caches lie in a region that the client shares: each past and its present in the same place."""
+
+    def test_it_runs_on_the_stock_backend_and_knows_no_sequences(self, kv, checkpoint):
+        assert (kv.name, kv.backend, kv.max_batch_size) == (f"{checkpoint.name}_kv", "onnxruntime", 1)
+        assert not kv.HasField("sequence_batching")
+        assert kv.parameters["gptport_kind"].string_value == "kv"
+
+    def test_ids_and_logits_are_those_of_the_other_step_model(self, kv, step):
+        assert list(kv.input[:3]) == list(step.input)
+        assert list(kv.output[:1]) == list(step.output)
+
+    def test_every_past_is_an_input_in_the_order_of_the_outputs(self, kv, result):
+        pairs = [(past.name, present.name) for past, present in zip(kv.input[3:], kv.output[1:], strict=True)]
+        assert pairs == [(tensor.past, tensor.present) for tensor in result.manifest.kv_cache.tensors]
+
+    def test_the_length_of_a_cache_is_free_as_in_the_graph(self, kv, result):
+        cache = result.manifest.kv_cache
+        for tensor in (*kv.input[3:], *kv.output[1:]):
+            assert list(tensor.dims) == [cache.kv_heads, -1, cache.head_dim]
+            assert tensor.data_type == pb.TYPE_FP32
+
+    def test_a_request_has_each_past_and_its_present_in_one_place_of_their_own(self, kv):
+        layout = read_config(kv).cache
+        template = with_cache(kv.name, "id", layout, "region", 64)
+        request = kv_request(template, [7, 8], 3)
+        assert {each.name for each in request.inputs} == {each.name for each in kv.input}
+        assert {each.name for each in request.outputs} == {each.name for each in kv.output}
+        assert len(request.raw_input_contents) == 3  # of the ids alone
+        places = {}
+        for tensor in (*request.inputs, *request.outputs):
+            if tensor.parameters:
+                parameters = tensor.parameters
+                assert parameters["shared_memory_region"].string_param == "region"
+                offset = parameters["shared_memory_offset"].int64_param
+                places[tensor.name] = (offset, offset + parameters["shared_memory_byte_size"].int64_param)
+        assert all(places[past] == places[present] for past, present in layout.tensors)
+        in_order = sorted(set(places.values()))
+        assert [begin for begin, _ in in_order] == [0, *(end for _, end in in_order[:-1])]
+        assert in_order[-1][1] == layout.bytes(64)
+        assert len(in_order) == len(layout.tensors)
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["text", "step"])

@@ -123,7 +123,7 @@ def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temper
 
 
 def add_loop(command: argparse.ArgumentParser) -> None:
-    """Who runs the loop, and for the client's, which goes over NAME_step, whose tokenizer."""
+    """Who runs the loop, and for the client's, which goes over a step model, whose tokenizer."""
     command.add_argument(
         "--loop",
         choices=("server", "client"),

@@ -10,7 +10,7 @@ from ..client_commands.terminal import put
 if TYPE_CHECKING:
     import argparse
 
-HELP = "Serve a version that was exported before, of a model and of its step model."
+HELP = "Serve a version that was exported before, of a model and of its step models."
 
 
 def add(command: argparse.ArgumentParser) -> None:
