@@ -319,10 +319,7 @@ def published(
     Also of the step models that the repository has and that were not asked for: they would go on with older weights.
     """
     configs = {manifest.name: partial(triton_config.text_model, manifest, serving=serving)}
-    for suffix, write in (
-        (repositories.STEP_SUFFIX, triton_config.step_model),
-        (repositories.KV_SUFFIX, triton_config.kv_model),
-    ):
+    for suffix, write in repositories.STEP_MODELS.items():
         step = manifest.name + suffix
         if suffix in STEP_CACHES[serving.step_cache] or (repository / step).is_dir():
             configs[step] = partial(write, manifest, step, serving=serving)

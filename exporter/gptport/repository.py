@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import versions
+from . import triton_config, versions
 from .errors import RepositoryError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 STEP_SUFFIX = "_step"
 KV_SUFFIX = "_kv"
-STEP_SUFFIXES = (STEP_SUFFIX, KV_SUFFIX)
+# What their names end in → (manifest, name, version, the one before, serving) → config.pbtxt.
+STEP_MODELS = {STEP_SUFFIX: triton_config.step_model, KV_SUFFIX: triton_config.kv_model}
+STEP_SUFFIXES = tuple(STEP_MODELS)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from . import manifest
 from .errors import RepositoryError, UsageError
-from .repository import STEP_SUFFIXES, locked
+from .repository import STEP_MODELS, STEP_SUFFIXES, locked
 from .triton_config import parse
-from .versions import CONFIG, configuration, served, served_before, switch, sync_path, versions
+from .versions import CONFIG, configuration, served, served_before, switch, sync_path, versions, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,13 +52,17 @@ def rollback(model: Path, to: int | None = None) -> Switched:
     with locked(model.parent):
         before = served(model)
         target = _target(model, to)
-        steps = [model.with_name(model.name + suffix) for suffix in STEP_SUFFIXES]
+        steps = {model.with_name(model.name + suffix): make for suffix, make in STEP_MODELS.items()}
         models = [each for each in (model, *steps) if (each / CONFIG).is_file()]
-        manifest.read(model / str(target))
+        known = manifest.read(model / str(target))
         for step in models[1:]:
-            if not (step / str(target)).exists():  # the export was killed in between
-                (step / str(target)).symlink_to(f"../{model.name}/{target}")
-                sync_path(step)
+            if (step / str(target)).exists():
+                continue
+            kept = model / str(target) / f"{step.name}.pbtxt"
+            if not kept.is_file():  # the version was exported without this model; else, killed in between
+                write(kept, steps[step](known, step.name, target, before))
+            (step / str(target)).symlink_to(f"../{model.name}/{target}")
+            sync_path(step)
         configs = {each: _configuration(each, target) for each in models}
         for each, config in configs.items():
             switch(each, config)
@@ -81,8 +85,7 @@ def _configuration(model: Path, version: int) -> bytes:
     path = configuration(model, version)
     if not path.is_file():
         raise RepositoryError(
-            f"{path} is missing: version {version} was written by an older gptport, or without {model.name}; export "
-            "the model again"
+            f"{path} is missing: version {version} was written by an older gptport; export the model again"
         )
     if list(parse(path).version_policy.specific.versions) != [version]:
         raise RepositoryError(f"{path} is not the configuration of version {version}; export the model again")

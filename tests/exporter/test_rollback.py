@@ -28,13 +28,13 @@ def repository(gpt2, exported, tmp_path):
         folder = tmp_path
         model = tmp_path / "gpt2"
 
-        def export(self, keep=None):
+        def export(self, keep=None, also=None):
             number = max(versions.versions(self.model), default=0) + 1
             with publishing.staging(tmp_path) as staging:
                 staged = shutil.copytree(version, staging / "version")
                 document = replace(known, max_length=100 + number).to_json()
                 (staged / manifest.FILE_NAME).write_text(document)
-                publishing.publish(tmp_path, staged, configs, keep)
+                publishing.publish(tmp_path, staged, configs | (also or {}), keep)
 
         def served(self):
             (both,) = {versions.served(tmp_path / name) for name in MODELS}
@@ -103,6 +103,21 @@ def test_a_version_that_a_killed_export_left_without_its_step_model(repository):
     (repository.folder / "gpt2_step" / "2").unlink()
     rollback.rollback(repository.model, 2)
     assert repository.served() == 2
+
+
+def test_a_step_model_that_came_later_goes_back_to_a_version_that_was_exported_without_it(
+    repository, gpt2, exported
+):
+    known = exported(gpt2).manifest
+    repository.export()
+    repository.export(
+        also={"gpt2_kv": lambda number, before: triton_config.kv_model(known, "gpt2_kv", number, before)}
+    )
+    assert rollback.rollback(repository.model).models == (*MODELS, "gpt2_kv")
+    kv = repository.folder / "gpt2_kv"
+    assert (repository.served(), versions.served(kv)) == (1, 1)
+    assert manifest.read(manifest.version_folder(kv)).max_length == 101
+    assert triton_config.parse(kv / "config.pbtxt").parameters["max_length"].string_value == "101"
 
 
 def test_keep_counts_older_versions_and_goes_on_serving(repository):
