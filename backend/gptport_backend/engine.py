@@ -188,8 +188,11 @@ class Engine:
         while (prefill := self._next_prefill(spent)) is not None:
             self._prefill(prefill)
             spent += prefill.cost
-        if self._scheduler.decoding:
-            self._decode(self._scheduler.decoding)
+        decoding = self._scheduler.decoding
+        if len(decoding) == len(self._scheduler.running) == 1 and (guess := decoding[0].guess()):
+            self._verify(decoding[0], guess)
+        elif decoding:
+            self._decode(decoding)
 
     def _drop_ended(self) -> None:
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
@@ -241,6 +244,20 @@ class Engine:
         for generation in generations:
             generation.computed += 1
         self._emit(generations, logits)
+
+    def _verify(self, generation: Generation, guess: list[int]) -> None:
+        """Decode the only one, and what is guessed to follow, at once; all that is drawn as guessed needs no step of its own."""
+        (used,) = self._reserve(generation.computed + 1 + len(guess))
+        self._tally.batch_size = 1
+        self._tally.guessed_tokens += len(guess)
+        with self._tally.timed("decode"):
+            logits = self._runner.extend(self._cache, 0, [generation.last_token, *guess], used)
+        for row, token in enumerate((*guess, None)):
+            generation.computed += 1  # what the cache has behind it is overwritten by the next step
+            self._emit([generation], logits[row : row + 1])
+            if generation.last_token != token or not self._scheduler.running:
+                return
+            self._tally.right_guesses += 1
 
     def _reserve(self, length: int) -> list[int]:
         """Make room for rows of that length, with their adapters; how many tokens each has already."""

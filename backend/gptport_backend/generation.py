@@ -11,6 +11,7 @@ import numpy as np
 from gptport_backend.grammar import Grammars
 from gptport_backend.likelihood import PromptScore
 from gptport_backend.processors import Forbidden
+from gptport_backend.prompt_lookup import PromptLookup
 from gptport_backend.sampling import Sampler
 from gptport_backend.sequence import FinishReason, Piece, ScoredPrompt, Sequence
 from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
@@ -88,6 +89,8 @@ class Generation(Sequence):
         self._score = None if top is None else PromptScore(prompt, top)
         self._score_sent = False
         self.chunk = None if top is None else SCORED_TOKENS
+        self._most_guessed = request.prompt_lookup
+        self._lookup = PromptLookup(prompt) if request.prompt_lookup else None
         self._stream = request.stream
         self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
         self.token_at = 0.0  # when the last token came
@@ -109,11 +112,18 @@ class Generation(Sequence):
             self.chunk = None
         self.check_end()
 
+    def guess(self) -> list[int]:
+        """What may follow the last token, if the request wants that to be tried; never so much that no token is left to draw."""
+        room = self.limit - len(self.output) - 1
+        return self._lookup.guess(min(self._most_guessed, room)) if self._lookup else []
+
     def accept(self, token: int) -> None:
         """Append the token that was sampled; sends a piece if there is one, and may end the sequence."""
         if self._first_token is None:
             self._first_token = time.monotonic() - self.arrived
         self.output.append(token)
+        if self._lookup:
+            self._lookup.append(token)
         if token in self._ends:
             self.finish("stop")
             return

@@ -41,6 +41,8 @@ class Tally:
     reused_tokens: int = 0  # of prompts, copied
     preemptions: int = 0
     output_tokens: int = 0
+    guessed_tokens: int = 0  # by prompt_lookup
+    right_guesses: int = 0  # of them, tokens that were drawn
     finished: Counter[str] = field(default_factory=Counter)  # by finish reason; "error" for failures
     first_token: Seconds = field(default_factory=Seconds)  # from the arrival of a request
     next_token: Seconds = field(default_factory=Seconds)  # from the token before
@@ -101,6 +103,8 @@ class TritonPublisher:
             "gptport_preemptions_total", "Requests that gave their row up for a while", tally.preemptions
         )
         self._count("gptport_output_tokens_total", "Tokens generated", tally.output_tokens)
+        self._count("gptport_guessed_tokens_total", "Tokens that prompt_lookup guessed", tally.guessed_tokens)
+        self._count("gptport_right_guesses_total", "Of them, tokens that were right", tally.right_guesses)
         for reason, count in tally.finished.items():
             self._count(
                 "gptport_requests_total", "Requests ended, by finish reason", count, finish_reason=reason

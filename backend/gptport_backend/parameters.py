@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gptport_backend.prompt_lookup import MOST_GUESSED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -270,6 +272,14 @@ PARAMETERS = (
         "from 0 to 20",
         "return the log-probabilities of the prompt's tokens but the first, and the n likeliest in the place of each",
         _from_to(0, 20),
+    ),
+    Parameter(
+        "prompt_lookup",
+        "INT32",
+        0,
+        f"from 0 to {MOST_GUESSED}",
+        "most tokens guessed at once from what prompt and answer repeat; the same text in fewer steps",
+        _from_to(0, MOST_GUESSED),
     ),
     Parameter("stream", "BOOL", False, "true or false", "a response for each piece of text, not one for all"),
     Parameter(

@@ -73,6 +73,7 @@ class GenerationRequest:
     exclude_input: bool
     n: int
     prompt_logprobs: int | None
+    prompt_lookup: int
 
 
 def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
@@ -110,6 +111,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         exclude_input=value["exclude_input_in_output"],
         n=value["n"],
         prompt_logprobs=value["prompt_logprobs"],
+        prompt_lookup=value["prompt_lookup"],
     )
 
 

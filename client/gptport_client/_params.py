@@ -52,6 +52,8 @@ class SamplingParams:
         choice: the answer is one of these strings.
         grammar: the answer is of this grammar, in llguidance's kind of Lark. Of the four, one at most.
         lora_name: the LoRA adapter beside the model to generate with; for the server's loop, too.
+        prompt_lookup: most tokens that the server guesses at once from what prompt and answer repeat, 0 (none) to 32: the same
+            text, up to the graph's rounding, sooner. The client's loop goes on without.
 
     Raises:
         InvalidRequest: a value is of the wrong type or out of range.
@@ -81,6 +83,7 @@ class SamplingParams:
     choice: tuple[str, ...] | list[str] = ()
     grammar: str | None = None
     lora_name: str | None = None
+    prompt_lookup: int = 0
 
     def __post_init__(self) -> None:
         for name, (low, high) in _INTEGERS.items():
@@ -155,6 +158,7 @@ _INTEGERS = {
     "logprobs": (0, 20),
     "prompt_logprobs": (0, 20),
     "priority": (-INT32_MAX - 1, INT32_MAX),
+    "prompt_lookup": (0, 32),
 }
 _OPTIONAL = ("seed", "logprobs", "prompt_logprobs")
 _NUMBERS = {
@@ -195,6 +199,7 @@ class SamplingOptions(TypedDict, total=False):
     choice: tuple[str, ...] | list[str]
     grammar: str | None
     lora_name: str | None
+    prompt_lookup: int
 
 
 def sampling_params(params: SamplingParams | None, options: SamplingOptions) -> SamplingParams:

@@ -53,6 +53,7 @@ PARAMETER_TENSORS = {
     "choice": (("choice", "BYTES"),),
     "grammar": (("grammar", "BYTES"),),
     "lora_name": (("lora_name", "BYTES"),),
+    "prompt_lookup": (("prompt_lookup", "INT32"),),
 }
 NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
 # What the text model answers with.

@@ -85,6 +85,7 @@ def test_a_wrong_parameter_is_refused(values, message):
         {"logit_bias": {}},
         {"logit_bias": {0: -100, np.int64(7): np.float32(1.5)}},
         {"priority": -(2**31)},
+        {"prompt_lookup": 32},
     ],
 )
 def test_the_limits_themselves_are_allowed(values):

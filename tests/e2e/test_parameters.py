@@ -57,6 +57,14 @@ def test_every_parameter_in_both_loops(asked):
     assert "of" not in words
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 5}])
+def test_tokens_guessed_from_the_prompt_leave_the_answer_as_it_is(asked, options):
+    prompt = "Say it again: The quick brown fox jumps over the lazy dog. " * 3
+    options = {"max_tokens": 40, "ignore_eos": True, **options}
+    without, guessed = (asked.generate(prompt, **options, prompt_lookup=most) for most in (0, 10))
+    assert guessed.token_ids == without.token_ids
+
+
 def test_samples_share_a_prompt(asked):
     options = {"max_tokens": 16, "temperature": 0.9, "stop": [" a"], "logprobs": 1}
     found = asked.samples(PROMPTS[0], n=4, seed=5, **options)

@@ -35,6 +35,7 @@ _OTHERS = (
     "regex",
     "choice",
     "lora_name",
+    "prompt_lookup",
 )
 
 
@@ -118,6 +119,13 @@ def add_sampling(command: argparse.ArgumentParser, max_tokens: int = 256, temper
     )
     command.add_argument(
         "--lora", dest="lora_name", metavar="NAME", help="the LoRA adapter beside the model to use"
+    )
+    command.add_argument(
+        "--prompt-lookup",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens at once from what prompt and answer repeat: the same text, sooner where it repeats",
     )
     command.add_argument("--ignore-eos", action="store_true", help="an end of text does not end the answer")
 
