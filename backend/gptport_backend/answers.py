@@ -31,6 +31,12 @@ class Answers:
         if not self._running:
             self._sink.send(tuple(sorted(self._complete, key=lambda each: each.index)), final=True)
 
+    def send_all(self, pieces: list[Piece]) -> None:
+        """Pass all answers on at once, however many were asked for: with `stream` in a response each."""
+        self._running = len(pieces)
+        for piece in pieces:
+            self.send(piece)
+
     def fail(self, message: str) -> None:
         """End with an error of the server."""
         if not self._failed:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptport_backend.answers import Answers
-from gptport_backend.errors import Unavailable
+from gptport_backend.beams import BeamSearch
+from gptport_backend.errors import RequestError, Unavailable
 from gptport_backend.generation import Generation, Vocabulary
 from gptport_backend.kv_cache import KVCache
 from gptport_backend.metrics import Publisher, Tally
@@ -83,6 +84,7 @@ class Engine:
         self._runner = runner
         self._vocabulary = vocabulary
         self._publisher = publisher
+        self._max_rows = options.max_batch_size
         self._max_waiting = options.max_waiting
         self._scheduler: Scheduler[Generation] = Scheduler(
             options.max_batch_size,
@@ -140,10 +142,22 @@ class Engine:
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
         adapter = self._runner.adapters.find(request.lora_name)
         answers = Answers(sink, request.n, stream=request.stream)
+        if request.beam_width > 1:
+            self._check_beams(request.beam_width, len(prompt) + limit)
+            return [BeamSearch(request, prompt, limit, self._vocabulary, answers, adapter)]
         return [
             Generation(request, prompt, limit, self._vocabulary, answers, index, adapter)
             for index in range(request.n)
         ]
+
+    def _check_beams(self, width: int, length: int) -> None:
+        if width > self._max_rows:
+            raise RequestError(f"beam_width is {width}; max_batch_size of this model is {self._max_rows}")
+        if not self._cache.fits(width, length):
+            raise RequestError(
+                f"beam_width is {width}; so many sequences of {length} tokens do not fit into the {self._cache.budget} "
+                "bytes of the KV cache: ask for fewer beams or a smaller max_tokens"
+            )
 
     def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
         """The tokens of a text, or of a conversation, whose template writes the special tokens itself."""
@@ -205,6 +219,7 @@ class Engine:
             if generation is None:  # one alone always fits
                 return
             self._keep_prefix(generation)
+            self._drop_beams(generation)
             self._close_gap(self._scheduler.put_back(generation))
             generation.give_up_row()
             self._tally.preemptions += 1
@@ -259,18 +274,27 @@ class Engine:
                 return
             self._tally.right_guesses += 1
 
-    def _reserve(self, length: int) -> list[int]:
-        """Make room for rows of that length, with their adapters; how many tokens each has already."""
+    def _reserve(self, length: int, more: int = 0) -> list[int]:
+        """Make room for rows of that length, and for so many `more`, with their adapters; how many tokens each has already."""
         running = self._scheduler.running
         used = [generation.computed for generation in running]
-        self._cache.reserve(len(used), max(length, *used), used)
+        self._cache.reserve(len(used) + more, max(length, *used), used)
         self._runner.use([generation.adapter for generation in running])
         return used
 
     def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
-        """Sample a token for each row and pass it on; whoever is done leaves."""
+        """Sample a token for each row and pass it on, or let its search go on; whoever is done leaves."""
+        logits = logits.astype(np.float32, copy=False)
+        searches = {generation.search for generation in generations if generation.search}
+        for search in searches:
+            with self._tally.timed("sample"):
+                self._search(search, logits[[generations.index(beam) for beam in search.beams]])
+        if searches:
+            rows = [row for row, generation in enumerate(generations) if generation.search is None]
+            generations, logits = [generations[row] for row in rows], logits[rows]
+        if not generations:
+            return
         with self._tally.timed("sample"):
-            logits = logits.astype(np.float32, copy=False)
             tokens = sample(logits, [generation.sampler for generation in generations])
         with self._tally.timed("answer"):
             self._pass_on(generations, tokens, logits)
@@ -285,6 +309,28 @@ class Engine:
                 continue
             self._count_token(generation, now)
             self._advance(generation, partial(generation.accept, token))
+
+    def _search(self, search: BeamSearch, logits: NDArray[Any]) -> None:
+        """One step of a beam search; then the rows of its beams are those of the hypotheses that live on."""
+        now = time.monotonic()
+        for beam in search.beams:
+            self._count_token(beam, now)
+        self._advance(search, partial(search.extend, logits))
+        if search not in self._scheduler.running:
+            return
+        running = self._scheduler.running
+        for copy in search.copies:
+            if copy.target not in running:
+                self._reserve(search.computed, more=1)
+                self._close_gap(self._scheduler.insert(copy.target))
+            move = Move(running.index(copy.source), running.index(copy.target))
+            self._cache.move(move, search.computed)
+        for beam in search.dropped:
+            self._close_gap(self._scheduler.remove(beam))
+
+    def _drop_beams(self, generation: Generation) -> None:
+        for beam in generation.search.others if generation.search else ():
+            self._close_gap(self._scheduler.remove(beam))
 
     def _count_token(self, generation: Generation, now: float) -> None:
         self._tally.output_tokens += 1
@@ -311,6 +357,7 @@ class Engine:
         self._tally.request.observe(time.monotonic() - generation.arrived)
         if generation.finish_reason:
             self._keep_prefix(generation)
+        self._drop_beams(generation)
         self._close_gap(self._scheduler.remove(generation))
 
     def _keep_prefix(self, generation: Generation) -> None:
@@ -324,13 +371,13 @@ class Engine:
             self._cache.move(move, self._scheduler.running[move.target].computed)
 
     def _fail(self, generations: list[Generation], message: str) -> None:
-        for generation in list(generations):
+        for generation in [each for each in generations if each.rows]:
             generation.answers.fail(message)
             self._leave(generation)
 
     def _abandon(self, message: str) -> None:
         """After a failed step nothing in the cache can be trusted: fail all that run, and begin anew."""
-        failed = self._scheduler.clear()
+        failed = [generation for generation in self._scheduler.clear() if generation.rows]
         self._cache.release()
         for generation in failed:
             generation.answers.fail(message)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from gptport_backend.adapters import Adapter
     from gptport_backend.answers import Answers
+    from gptport_backend.beams import BeamSearch
     from gptport_backend.chat import Chat
     from gptport_backend.request import GenerationRequest
     from gptport_backend.reuse import Found
@@ -85,6 +86,7 @@ class Generation(Sequence):
         self.finish_reason: FinishReason = ""
         self.context_ids = np.array(self.context, np.int64)
         self.found: Found | None = None  # what is copied when it is admitted
+        self.search: BeamSearch | None = None  # whose beam it is
         top = None if index else request.prompt_logprobs  # once is enough
         self._score = None if top is None else PromptScore(prompt, top)
         self._score_sent = False
@@ -92,17 +94,20 @@ class Generation(Sequence):
         self._most_guessed = request.prompt_lookup
         self._lookup = PromptLookup(prompt) if request.prompt_lookup else None
         self._stream = request.stream
-        self._ends = frozenset(request.stop_token_ids).union(() if request.ignore_eos else vocabulary.eos)
+        self.end_tokens = frozenset(request.stop_token_ids).union(
+            () if request.ignore_eos else vocabulary.eos
+        )
         self.token_at = 0.0  # when the last token came
-        self._first_token: float | None = None  # seconds from the arrival until it came
+        self.first_token: float | None = None  # seconds from the arrival until it came
         self._deadline = float("inf") if request.timeout is None else self.arrived + request.timeout
         self._detokenizer = Detokenizer(vocabulary.tokenizer, vocabulary.unsettled, prompt)
         self._stop = StopFilter(request.stop_words)
         self._sent = 0  # tokens of the output that were in a response
-        self._text = ""  # not in a response yet
+        self.shown_prompt = ""
         if not request.exclude_input:
             decoded = vocabulary.tokenizer.decode(list(prompt), skip_special_tokens=True)
-            self._text = decoded if request.text is None else request.text
+            self.shown_prompt = decoded if request.text is None else request.text
+        self._text = self.shown_prompt  # not in a response yet
 
     def score_prompt(self, start: int, logits: NDArray[Any]) -> None:
         """Take the logits of each token from `start` on; may end the sequence, if nothing else was asked for."""
@@ -119,12 +124,12 @@ class Generation(Sequence):
 
     def accept(self, token: int) -> None:
         """Append the token that was sampled; sends a piece if there is one, and may end the sequence."""
-        if self._first_token is None:
-            self._first_token = time.monotonic() - self.arrived
+        if self.first_token is None:
+            self.first_token = time.monotonic() - self.arrived
         self.output.append(token)
         if self._lookup:
             self._lookup.append(token)
-        if token in self._ends:
+        if token in self.end_tokens:
             self.finish("stop")
             return
         self._text += self._stop.push(self._detokenizer.push(token))
@@ -167,7 +172,7 @@ class Generation(Sequence):
             logprobs=tuple(self.sampler.logprobs[self._sent :]),
             index=self.index,
             prompt=self._scored(),
-            first_token=self._first_token,
+            first_token=self.first_token,
         )
         self._sent = len(self.output)
         self._text = ""

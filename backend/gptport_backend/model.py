@@ -182,6 +182,7 @@ def _response(pieces: tuple[Piece, ...]) -> Any:
         [
             *_logprobs([each for piece in pieces for each in piece.logprobs]),
             *_scored_prompt(pieces[0]),
+            *_cumulated([piece.logprob for piece in pieces if piece.logprob is not None]),
             _bytes("text_output", [piece.text for piece in pieces]),
             pb_utils.Tensor("index", np.array([piece.index for piece in pieces], np.int32)),
             pb_utils.Tensor("output_ids", np.array(ids, np.int32)),
@@ -197,6 +198,10 @@ def _logprobs(logprobs: list[Logprobs]) -> list[Any]:
     if not logprobs:
         return []
     return _tensors(logprobs, "output_log_probs", "top_log_prob_ids", "top_log_probs")
+
+
+def _cumulated(logprobs: list[float]) -> list[Any]:
+    return [pb_utils.Tensor("cum_log_probs", np.array(logprobs, np.float32))] if logprobs else []
 
 
 def _scored_prompt(piece: Piece) -> list[Any]:

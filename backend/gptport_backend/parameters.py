@@ -52,6 +52,7 @@ def _from_to(low: float, high: float) -> Callable[[Any], bool]:
 
 
 MOST_ANSWERS = 128  # of one request
+MOST_BEAMS = 64
 MOST_CHARACTERS = 100_000
 FORM = f"a text of 1 to {MOST_CHARACTERS} characters"
 
@@ -190,6 +191,22 @@ PARAMETERS = (
         "answers to give, the one with the index i drawn with seed + i; the prompt is computed once",
         _from_to(1, MOST_ANSWERS),
     ),
+    Parameter(
+        "beam_width",
+        "INT32",
+        1,
+        f"from 1 to {MOST_BEAMS}",
+        "more than 1: beam search with so many beams; `n` of the best hypotheses are the answers, all at the end",
+        _from_to(1, MOST_BEAMS),
+    ),
+    Parameter(
+        "length_penalty",
+        "FP32",
+        1.0,
+        "from -10 to 10",
+        "of beam search: hypotheses are compared by log-probability over length to this power",
+        _from_to(-10, 10),
+    ),
     Parameter("seed", "UINT64", None, "0 or more", "same seed, same text; random if left out"),
     Parameter(
         "stop_words",
@@ -306,6 +323,12 @@ OUTPUTS = (
     ),
     Output("num_input_tokens", "UINT32", (1,), "tokens of the prompt"),
     Output("num_output_tokens", "UINT32", (-1,), "new tokens so far"),
+    Output(
+        "cum_log_probs",
+        "FP32",
+        (-1,),
+        "with `beam_width`: the sum of the log-probabilities of an answer's tokens",
+    ),
     Output(
         "output_log_probs",
         "FP32",

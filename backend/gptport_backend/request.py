@@ -30,6 +30,11 @@ NUMPY_TYPES: dict[str, type[Any]] = {
 }
 
 
+NOT_WITH_BEAMS = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "min_tokens", "stop_words", "bad_words"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias_ids", "logit_bias_values"),
+    *("logprobs", "prompt_logprobs", "prompt_lookup", *FIELDS),
+)
 PROMPTS = ("text_input", "input_ids", "messages")
 
 
@@ -72,6 +77,8 @@ class GenerationRequest:
     stream: bool
     exclude_input: bool
     n: int
+    beam_width: int
+    length_penalty: float
     prompt_logprobs: int | None
     prompt_lookup: int
 
@@ -92,6 +99,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         raise RequestError("max_tokens is 0; it must be 1 or more, unless prompt_logprobs is there")
     if value["max_tokens"] == 0 and value["n"] > 1:
         raise RequestError(f"n is {value['n']}; with max_tokens 0 it must be 1")
+    _check_beams(value)
     return GenerationRequest(
         text=value["text_input"],
         token_ids=value["input_ids"],
@@ -110,9 +118,29 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         stream=value["stream"],
         exclude_input=value["exclude_input_in_output"],
         n=value["n"],
+        beam_width=value["beam_width"],
+        length_penalty=value["length_penalty"],
         prompt_logprobs=value["prompt_logprobs"],
         prompt_lookup=value["prompt_lookup"],
     )
+
+
+def _check_beams(value: Mapping[str, Any]) -> None:
+    """Beam search has no use for what changes or draws single tokens."""
+    width = value["beam_width"]
+    if width == 1:
+        if value["length_penalty"] != 1:
+            raise RequestError(
+                f"length_penalty is {value['length_penalty']:g}; it must be 1 unless beam_width is more than 1"
+            )
+        return
+    for parameter in PARAMETERS:
+        if parameter.name in NOT_WITH_BEAMS and value[parameter.name] != parameter.default:
+            raise RequestError(
+                f"{parameter.name} is {_shown(value[parameter.name])}; with a beam_width of {width} it must be left out"
+            )
+    if value["n"] > width:
+        raise RequestError(f"n is {value['n']}; it must be at most beam_width, which is {width}")
 
 
 def _sampling(value: Mapping[str, Any]) -> SamplingParameters:

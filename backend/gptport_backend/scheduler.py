@@ -88,7 +88,7 @@ class Scheduler(Generic[S]):
     @property
     def space(self) -> tuple[int, int]:
         """Rows of the next step, and tokens of the longest one, if no other sequence is admitted."""
-        return len(self.running), self._length(*self.running)
+        return self._rows(), self._length(*self.running)
 
     def add(self, sequence: S) -> None:
         """Let `sequence` wait for its turn: behind those of its priority."""
@@ -117,9 +117,10 @@ class Scheduler(Generic[S]):
 
     def next_to_give_up(self) -> S | None:
         """The sequence whose row is freed if memory is short: of the last priority the one that came last; never the only one."""
-        if len(self.running) < 2:
+        found = [running for running in self.running if running.rows]
+        if len(found) < 2:
             return None
-        return max(self.running, key=lambda running: (running.priority, running.arrived))
+        return max(found, key=lambda running: (running.priority, running.arrived))
 
     def put_back(self, sequence: S) -> list[Move]:
         """Let a running sequence wait again, before others of its priority; the moves that close the gap, to be made in order."""
@@ -141,6 +142,13 @@ class Scheduler(Generic[S]):
                 gap = source
         self.running.pop()
         return moves
+
+    def insert(self, sequence: S) -> list[Move]:
+        """Let `sequence`, whose row is among those of another, be decoded from now on; the moves that free its row, in order."""
+        place = self._decoding_count()
+        behind = self.running[place:]
+        self.running[place:] = [sequence, *behind]
+        return [Move(place + n, place + n + 1) for n in reversed(range(len(behind)))]
 
     def clear(self) -> list[S]:
         """End all that run, without a move; those that wait stay."""
@@ -177,9 +185,13 @@ class Scheduler(Generic[S]):
         return 0
 
     def _has_place(self, sequence: S) -> bool:
-        if len(self.running) == self._max_slots:
+        rows = self._rows() + sequence.rows
+        if rows > self._max_slots:
             return False
-        return not self.running or self._fits(len(self.running) + 1, self._length(*self.running, sequence))
+        return not self.running or self._fits(rows, self._length(*self.running, sequence))
+
+    def _rows(self) -> int:
+        return sum(each.rows for each in self.running)
 
     def _length(self, *sequences: S) -> int:
         """Tokens of the longest row in the next step: of each its context, or what is computed, and one more."""

@@ -32,6 +32,7 @@ class Piece:
     index: int = 0  # of the answer, if a request has several
     prompt: ScoredPrompt | None = None  # in the first piece of the first answer, if it was asked for
     first_token: float | None = None  # seconds from the request's arrival to the first token, if one came
+    logprob: float | None = None  # of all its tokens, if beam search found it
 
 
 class Sink(Protocol):
@@ -55,6 +56,7 @@ class Sequence:
         context: what is computed before it is decoded: the prompt, or all tokens so far if it had to give its row up.
         computed: how many tokens have their keys and values in the cache.
         chunk: the most tokens of its context that a step computes, alone then; None if it goes with others.
+        rows: how many it may need; 0 for one that comes and goes with another, whose they are.
     """
 
     prompt: tuple[int, ...]
@@ -65,6 +67,7 @@ class Sequence:
     computed: int = 0
     context: tuple[int, ...] = ()
     chunk: int | None = None
+    rows: int = 1
 
     def __post_init__(self) -> None:
         self.context = self.prompt

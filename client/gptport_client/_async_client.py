@@ -178,10 +178,11 @@ class AsyncClient:
         length_penalty: float = 1.0,
         processors: Sequence[Processor] = (),
         timeout: float | None = None,
+        loop: Loop = "client",
     ) -> tuple[Beam, ...]:
         """See `Client.beam_search`."""
         options = BeamOptions(beams, max_tokens, length_penalty)
-        return await run_async(self._core.beam_search(prompt, options, processors, timeout))
+        return await run_async(self._core.beam_search(prompt, options, processors, timeout, loop))
 
     async def model_config(self) -> ModelConfig:
         """See `Client.model_config`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gptport_client._generation import check_prompt_ids
 from gptport_client._params import INT32_MAX, check_integer, check_number
 from gptport_client._processors import process
@@ -57,6 +59,8 @@ class BeamOptions:
         check_integer("beams", self.beams, 1, MOST_BEAMS)
         check_integer("max_tokens", self.max_tokens, 1, INT32_MAX)
         check_number("length_penalty", self.length_penalty, -10.0, 10.0)
+        # What crosses the wire is float32; the loop here rounds alike.
+        object.__setattr__(self, "length_penalty", float(np.float32(self.length_penalty)))
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Beam:
         text: without the prompt.
         token_ids: the new tokens, an end-of-text token included.
         logprob: of all of them, given the prompt.
-        finish_reason: `stop` after an end-of-text token, or `length`.
+        finish_reason: `stop` after an end-of-text token, or `length`; `cancelled` or `timeout` if the server's loop had to end.
     """
 
     text: str

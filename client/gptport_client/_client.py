@@ -232,17 +232,20 @@ class Client:
         length_penalty: float = 1.0,
         processors: Sequence[Processor] = (),
         timeout: float | None = None,
+        loop: Loop = "client",
     ) -> tuple[Beam, ...]:
-        """The likeliest continuations of a prompt that beam search finds over the step model, best first.
+        """The likeliest continuations of a prompt that beam search finds, best first.
 
         Args:
             prompt, processors, timeout: as for `generate`.
             beams: continuations kept at a time, and at most given; each is a sequence on the server, 1 to 64.
             max_tokens: most new tokens.
             length_penalty: continuations are compared by log-probability / length ** length_penalty.
+            loop: `client`, a request a token and beam; or `server`, one request, whose 2 or more beams run beside other answers.
+                Both find the same; at the end of `timeout`, the server's gives the best so far.
         """
         options = BeamOptions(beams, max_tokens, length_penalty)
-        return run(self._core.beam_search(prompt, options, processors, timeout))
+        return run(self._core.beam_search(prompt, options, processors, timeout, loop))
 
     def model_config(self) -> ModelConfig:
         """What the model's configuration says: its length, its vocabulary and the tokens that end a text."""

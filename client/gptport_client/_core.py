@@ -12,7 +12,13 @@ from gptport_client._beam_search import Beam, BeamOptions, BeamSearch
 from gptport_client._chat import ChatAnswer, Chats
 from gptport_client._client_loop import ClientAnswer
 from gptport_client._deadline import Deadline
-from gptport_client._errors import DeadlineExceeded, GptportError, InvalidRequest, ServerNotReady
+from gptport_client._errors import (
+    DeadlineExceeded,
+    GptportError,
+    InvalidRequest,
+    ProtocolError,
+    ServerNotReady,
+)
 from gptport_client._many import Item, Request
 from gptport_client._metrics import Metrics, read_metrics
 from gptport_client._model import ModelConfig, ModelInfo, kv_model, step_model
@@ -80,8 +86,8 @@ class Asked:
         check_timeout(timeout)
         _check_loop(loop)
         callables = check_processors(processors)
-        if callables and loop == "server":
-            raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
+        if loop == "server":
+            _check_processors_loop(callables)
         checked = sampling_params(params, options)
         if checked.for_the_server and loop == "client":
             raise InvalidRequest(
@@ -163,11 +169,20 @@ class Core:
         options: BeamOptions,
         processors: Sequence[Processor],
         timeout: float | None,
+        loop: Loop,
     ) -> Flow[tuple[Beam, ...]]:
         """The likeliest continuations of a prompt."""
         checked, callables = check_prompt(prompt), check_processors(processors)
         check_timeout(timeout)
-        return self._beam_search(checked, options, callables, Deadline(timeout), _request_id())
+        _check_loop(loop)
+        if loop == "client":
+            return self._beam_search(checked, options, callables, Deadline(timeout), _request_id())
+        _check_processors_loop(callables)
+        if options.beams == 1:
+            raise InvalidRequest(
+                "beams is 1; give 2 or more with loop='server', or generate, which is the same"
+            )
+        return self._server_beams(checked, options, Deadline(timeout), _request_id())
 
     def score(self, text: Prompt, top: int, loop: Loop, timeout: float | None) -> Answer:
         """The answer that has nothing but the score of a text."""
@@ -240,6 +255,30 @@ class Core:
             for each in found
         )
 
+    def _server_beams(
+        self, prompt: CheckedPrompt, options: BeamOptions, deadline: Deadline, request_id: str
+    ) -> Flow[tuple[Beam, ...]]:
+        request = text_request(
+            self._model.name,
+            request_id,
+            prompt,
+            SamplingParams(max_tokens=options.max_tokens),
+            stream=False,
+            n=options.beams,
+            timeout=deadline.remaining(request_id),
+            beams=options,
+        )
+        beams = []
+        for each in (yield from self._model.answers(request, deadline)):
+            if each.finish_reason is None or each.logprob is None:
+                raise ProtocolError(
+                    "an answer of beam search came without its reason or cum_log_probs", request_id
+                )
+            beams.append(Beam(each.text, each.token_ids, each.logprob, each.finish_reason))
+        if not beams:
+            raise ProtocolError("the server sent no answer; its log may say why", request_id)
+        return tuple(beams)
+
     def _wait_until_ready(self, models: tuple[str, ...], timeout: float | None) -> Flow[None]:
         """Until one of them is."""
         deadline, last = Deadline(timeout), "no answer yet"
@@ -266,6 +305,11 @@ class Core:
         except GptportError as error:
             return str(error)
         return "the model is loading, failed to load or does not exist; models() and the log say more"
+
+
+def _check_processors_loop(processors: Sequence[Processor]) -> None:
+    if processors:
+        raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
 
 
 def _check_loop(loop: str) -> None:

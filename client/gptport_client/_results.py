@@ -80,6 +80,7 @@ class Chunk:
         logprobs: of `token_ids`, if they were asked for.
         prompt_score: how likely the prompt was, if that was asked for, in the first chunk only.
         index: of the answer that it is a piece of, from 0.
+        logprob: of all tokens of an answer that the server's beam search found.
     """
 
     text: str
@@ -89,6 +90,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_score: Score | None = None
     index: int = 0
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)

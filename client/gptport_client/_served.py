@@ -10,14 +10,16 @@ from gptport_client._model import ModelConfig, kv_model, read_config, step_model
 from gptport_client._region import room
 from gptport_client._retry import Retry, retrying
 from gptport_client._step_cache import can_share
-from gptport_client._wire import file_request, read_file
+from gptport_client._wire import file_request, read_file, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gptport_client._deadline import Deadline
     from gptport_client._flow import Flow
+    from gptport_client._results import Chunk
     from gptport_client._transport import AnyTransport
+    from gptport_client._wire import InferRequest
 
 T = TypeVar("T")
 # How keys and values get to a step model: held by Triton as state, or by the client in memory that both share.
@@ -71,6 +73,10 @@ class ServedModel:
         """The content of one of the text model's files."""
         return self.ask(partial(self._file, file, deadline, request_id), deadline)
 
+    def answers(self, request: InferRequest, deadline: Deadline) -> Flow[tuple[Chunk, ...]]:
+        """The answers to a request that is not streamed."""
+        return self.ask(partial(self._answers, request, deadline), deadline)
+
     def _kv_config(self, deadline: Deadline, request_id: str) -> Flow[ModelConfig]:
         name = kv_model(self.name)
         try:
@@ -105,6 +111,16 @@ class ServedModel:
         left = deadline.remaining(request_id)
         answer = yield partial(self.transport.model_config, model, ASK_TIMEOUT if left is None else left)
         return read_config(answer)
+
+    def _answers(self, request: InferRequest, deadline: Deadline) -> Flow[tuple[Chunk, ...]]:
+        call = self.transport.stream(request, deadline.remaining(request.id))
+        found: list[Chunk] = []
+        try:
+            while (response := (yield call.read)) is not None:
+                found += read_text(response)[0]
+        finally:
+            call.cancel()
+        return tuple(found)
 
     def _file(self, file: str, deadline: Deadline, request_id: str) -> Flow[bytes]:
         request = file_request(self.name, request_id, file)

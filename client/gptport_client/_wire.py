@@ -17,6 +17,7 @@ from gptport_client._score import Score
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gptport_client._beam_search import BeamOptions
     from gptport_client._model import CacheLayout
     from gptport_client._params import SamplingParams
     from gptport_client._prompt import CheckedPrompt
@@ -64,6 +65,7 @@ OUTPUT_DATATYPES = {
     "finish_reason": "BYTES",
     "num_input_tokens": "UINT32",
     "num_output_tokens": "UINT32",
+    "cum_log_probs": "FP32",
     "output_log_probs": "FP32",
     "top_log_prob_ids": "INT32",
     "top_log_probs": "FP32",
@@ -74,7 +76,12 @@ OUTPUT_DATATYPES = {
 }
 LOGPROB_OUTPUTS = ("output_log_probs", "top_log_prob_ids", "top_log_probs")
 PROMPT_OUTPUTS = ("prompt_log_probs", "prompt_top_log_prob_ids", "prompt_top_log_probs")
-OPTIONAL_OUTPUTS = ("prompt_ids", *LOGPROB_OUTPUTS, *PROMPT_OUTPUTS)  # there if they were asked for
+OPTIONAL_OUTPUTS = (
+    "cum_log_probs",
+    "prompt_ids",
+    *LOGPROB_OUTPUTS,
+    *PROMPT_OUTPUTS,
+)  # there if they were asked for
 
 
 def text_request(
@@ -86,6 +93,7 @@ def text_request(
     stream: bool,
     n: int = 1,
     timeout: float | None = None,
+    beams: BeamOptions | None = None,
 ) -> InferRequest:
     """Ask the text model to continue a prompt, `n` times, for at most `timeout` seconds. Defaults are left out."""
     request = _request(model, request_id)
@@ -100,6 +108,9 @@ def text_request(
                 _add_values(request, name, datatype, values)
     if n != 1:
         _add_values(request, "n", "INT32", (n,))
+    if beams is not None:
+        _add_values(request, "beam_width", "INT32", (beams.beams,))
+        _add_values(request, "length_penalty", "FP32", (beams.length_penalty,))
     if timeout is not None:
         _add_values(request, "timeout", "FP32", (timeout,))
     _add_values(request, "stream", "BOOL", (stream,))
@@ -186,6 +197,7 @@ def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:
     counts = _read_numbers(outputs, "num_output_tokens", len(texts))
     ids, score = _read_ids(outputs), _read_score(outputs)
     logprobs = _read_logprobs(outputs, LOGPROB_OUTPUTS, ids)
+    sums = _read_sums(outputs, len(texts))
     ends = list(accumulate(counts)) if len(texts) > 1 else [len(ids)]
     if len(reasons) != len(texts) or ends[-1] != len(ids):
         raise ProtocolError(f"{len(texts)} answers came with {len(reasons)} reasons and {len(ids)} tokens")
@@ -198,9 +210,10 @@ def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:
             usage=Usage(prompt_tokens, count) if reason else None,
             prompt_score=None if begin else score,
             index=index,
+            logprob=logprob,
         )
-        for text, reason, index, count, begin, end in zip(
-            texts, reasons, indices, counts, [0, *ends[:-1]], ends, strict=True
+        for text, reason, index, count, begin, end, logprob in zip(
+            texts, reasons, indices, counts, [0, *ends[:-1]], ends, sums, strict=True
         )
     ), final
 
@@ -267,6 +280,15 @@ def _output(outputs: dict[str, tuple[str, bytes]], name: str, datatype: str) -> 
             f"the output {name} is {found}, not {datatype}; this client needs a model of its version"
         )
     return content
+
+
+def _read_sums(outputs: dict[str, tuple[str, bytes]], count: int) -> list[float | None]:
+    if "cum_log_probs" not in outputs:
+        return [None] * count
+    content = _output(outputs, "cum_log_probs", "FP32")
+    if len(content) != 4 * count:
+        raise ProtocolError(f"cum_log_probs has {len(content)} bytes for {count} answers")
+    return list(struct.unpack(f"<{count}f", content))
 
 
 def _read_bytes(outputs: dict[str, tuple[str, bytes]], name: str) -> list[bytes]:

@@ -80,3 +80,16 @@ def test_wrong_options_are_refused(client, toy, options):
     with pytest.raises(InvalidRequest, match=next(iter(options))):
         client.beam_search(PROMPT, **options)
     assert not toy.steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beams": 1}, "beams is 1; give 2 or more"),
+        ({"processors": [lambda _, logits: logits]}, "processors run in the client's own loop"),
+    ],
+)
+def test_what_the_servers_loop_does_not_do_is_refused(client, toy, options, message):
+    with pytest.raises(InvalidRequest, match=message):
+        client.beam_search(PROMPT, loop="server", **options)
+    assert not toy.requests

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "chat_template_kwargs",
     "timeout",
     "n",
+    "beam_width",
+    "length_penalty",
     "stream",
     "exclude_input_in_output",
 }

@@ -43,6 +43,7 @@ QUESTIONS = {
     "many": lambda client: client.generate_many([PROMPT, "", [5]], max_tokens=3),
     "many here": lambda client: client.generate_many([PROMPT, [5]], loop="client", max_tokens=3),
     "beam search": lambda client: client.beam_search(PROMPT, beams=2, max_tokens=3),
+    "one beam": lambda client: client.beam_search(PROMPT, beams=1, loop="server"),
     "no beams": lambda client: client.beam_search(PROMPT, beams=0),
     "score": lambda client: client.score(PROMPT, top=2),
     "score here": lambda client: client.score(PROMPT, top=2, loop="client"),

@@ -85,11 +85,12 @@ def test_a_response_may_have_several_answers():
         ("output_ids", "INT32", struct.pack("<3i", 7, 8, 9)),
         ("num_input_tokens", "UINT32", struct.pack("<I", 4)),
         ("num_output_tokens", "UINT32", struct.pack("<3I", 1, 0, 2)),
+        ("cum_log_probs", "FP32", struct.pack("<3f", 0.0, -1.0, -2.0)),
     ):
         response.outputs.add(name=name, datatype=datatype)
         response.raw_output_contents.append(content)
     chunks = tuple(
-        Chunk(text, ids, "stop", Usage(4, len(ids)), index=index)
+        Chunk(text, ids, "stop", Usage(4, len(ids)), index=index, logprob=-float(index))
         for index, (text, ids) in enumerate([("a", (7,)), ("", ()), ("bc", (8, 9))])
     )
     assert read_text(response) == (chunks, False)

@@ -121,8 +121,9 @@ def test_a_score_is_that_of_transformers(both, checkpoints):
     np.testing.assert_allclose(score.logprobs, expected.numpy(), atol=1e-3)
 
 
+@pytest.mark.parametrize("loop", ["server", "client"])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_beam_search_finds_what_transformers_finds(both, checkpoints, length_penalty):
+def test_beam_search_finds_what_transformers_finds(both, checkpoints, length_penalty, loop):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -132,7 +133,9 @@ def test_beam_search_finds_what_transformers_finds(both, checkpoints, length_pen
     options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "do_sample": False}
     with torch.no_grad():
         expected = model.generate(torch.tensor([ids]), length_penalty=length_penalty, **options)
-    found = both.beam_search(prompt, beams=3, max_tokens=8, length_penalty=length_penalty)
+    found = both.beam_search(prompt, beams=3, max_tokens=8, length_penalty=length_penalty, loop=loop)
+    logprobs = both.score([*ids, *found[0].token_ids]).logprobs[len(ids) - 1 :]
+    assert found[0].logprob == pytest.approx(sum(logprobs), abs=1e-2)
     assert [list(beam.token_ids) for beam in found] == expected[:, len(ids) :].tolist()
 
 

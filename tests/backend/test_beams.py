@@ -1,0 +1,185 @@
+"""Beam search beside other streams gives what the client's own loop gives, whatever happens to its rows."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import tiny_gpt
+from gptport_backend.errors import RequestError
+from gptport_client._beam_search import BeamOptions, BeamSearch
+from test_engine import slots_in_use, wait_until
+
+PROMPT = "the quick brown fox"
+ENDS = list(range(0, 256, 5))  # so that hypotheses do end
+
+
+class ByHand(BeamSearch):
+    """The client's search, each hypothesis computed in whole and without a cache."""
+
+    def __init__(self, served, version_dir, prompt, options, eos):
+        self._session = onnxruntime.InferenceSession(str(version_dir / served.manifest.graph))
+        self._tensors = served.manifest.cache.tensors
+        self._model = SimpleNamespace(eos_token_ids=eos)
+        self._prompt = tuple(served.tokenizer.encode(prompt).ids)
+        self._options = options
+        self._limit = min(options.max_tokens, tiny_gpt.MAX_LENGTH - len(self._prompt))
+        self._sequences = []
+
+    def _assigned(self, live):
+        return [(hypothesis, None) for hypothesis in live]
+
+    def _logits(self, hypothesis, _):
+        ids = (*self._prompt, *hypothesis.token_ids)
+        empty = np.zeros((1, tiny_gpt.KV_HEADS, len(ids), tiny_gpt.HEAD_DIM), np.float32)
+        feed = {tensor.past: empty for tensor in self._tensors}
+        feed["input_ids"] = np.array([ids], np.int64)
+        feed["position_ids"] = np.arange(len(ids), dtype=np.int64)[np.newaxis]
+        feed["seqlens_k"] = np.array([len(ids) - 1], np.int32)
+        return self._session.run(["logits"], feed)[0][0]
+        yield
+
+
+@pytest.fixture
+def by_hand(version_dir):
+    def search(served, prompt, beams, max_tokens, length_penalty=1.0, eos=()):
+        options = BeamOptions(beams, max_tokens, length_penalty)
+        flow = ByHand(served, version_dir, prompt, options, {tiny_gpt.EOS, *eos}).run()
+        with pytest.raises(StopIteration) as ended:
+            next(flow)
+        return [(list(each.token_ids), each.logprob) for each in ended.value.value]
+
+    return search
+
+
+def found(answer, count):
+    """The answers' tokens and log-probabilities."""
+    assert answer.wait().error == ""
+    pieces = sorted(answer.pieces, key=lambda piece: piece.index)
+    assert [piece.index for piece in pieces] == list(range(count))
+    return [(list(piece.token_ids), piece.logprob) for piece in pieces]
+
+
+def assert_same(some, others):
+    assert [ids for ids, _ in some] == [ids for ids, _ in others]
+    assert [logprob for _, logprob in some] == pytest.approx([logprob for _, logprob in others], abs=1e-3)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ends", [[], ENDS], ids=["to the limit", "ending"])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [2, 5])
+def test_it_finds_what_the_clients_loop_finds(serve, by_hand, beams, length_penalty, ends, stream) -> None:
+    served = serve(max_batch_size=8)
+    asked = {"beam_width": beams, "n": beams, "length_penalty": length_penalty, "max_tokens": 12}
+    if ends:
+        asked["stop_token_ids"] = ends
+    answer = served.ask(text_input=PROMPT, stream=stream, **asked)
+    assert_same(found(answer, beams), by_hand(served, PROMPT, beams, 12, length_penalty, ends))
+    assert answer.responses == (beams if stream else 1)
+    for piece in answer.pieces:
+        ended = piece.token_ids[-1] in {tiny_gpt.EOS, *ends}
+        assert piece.finish_reason == ("stop" if ended else "length")
+        assert piece.text == served.tokenizer.decode(piece.token_ids[:-1] if ended else piece.token_ids)
+    wait_until(lambda: slots_in_use(served) == 0)
+    assert sum(served.engine._tally.finished.values()) == 1
+
+
+def test_where_almost_all_tokens_end_the_text_rows_are_dropped(serve, by_hand) -> None:
+    served = serve(max_batch_size=8)
+    ends = [token for token in range(256) if token % 8]
+    asked = {"beam_width": 6, "n": 6, "length_penalty": 4.0, "stop_token_ids": ends, "max_tokens": 30}
+    expected = by_hand(served, PROMPT, 6, 30, 4.0, ends)
+    assert_same(found(served.ask(text_input=PROMPT, **asked), len(expected)), expected)
+
+
+def test_searches_and_streams_side_by_side_get_what_they_get_alone(serve, by_hand, continuation) -> None:
+    served = serve(max_batch_size=7, max_prefill_tokens=48)
+    prompts = [PROMPT, "zzz", "hello " * 40, "b", "x" * 200]
+    searches, streams = [], []
+    for prompt in prompts:
+        streams.append(served.ask(text_input=prompt, max_tokens=30, stream=True))
+        searches.append(served.ask(text_input=prompt, max_tokens=10, beam_width=3, n=2))
+    for prompt, search, stream in zip(prompts, searches, streams, strict=True):
+        assert_same(found(search, 2), by_hand(served, prompt, 3, 10)[:2])
+        assert stream.wait().token_ids == continuation(prompt, 30)
+    wait_until(lambda: slots_in_use(served) == 0)
+
+
+def test_put_back_as_a_whole_it_begins_anew_and_finds_the_same(serve) -> None:
+    alone = serve()
+    cache = alone.manifest.cache
+    row = alone.manifest.max_length * len(cache.tensors) * cache.kv_heads * cache.head_dim * 4
+    narrow = serve(kv_cache_bytes=4 * row)
+    first = {"text_input": "one", "max_tokens": 400, "ignore_eos": True}
+    search = {"text_input": PROMPT, "beam_width": 3, "n": 3, "max_tokens": 260, "ignore_eos": True}
+    answers = narrow.ask(**first), narrow.ask(**search), narrow.ask(**search)
+    expected = alone.ask(**search)
+    assert answers[0].wait().token_ids == alone.ask(**first).wait().token_ids
+    for answer in answers[1:]:
+        assert_same(found(answer, 3), found(expected, 3))
+    assert narrow.engine._tally.preemptions > 0
+    wait_until(lambda: slots_in_use(narrow) == 0)
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "timeout"])
+def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, reason) -> None:
+    served = serve(max_batch_size=4)
+    decode = served.runner.decode
+
+    def slowly(*given):
+        time.sleep(0.01)
+        return decode(*given)
+
+    served.runner.decode = slowly
+    asked = {"text_input": PROMPT, "beam_width": 4, "n": 2, "max_tokens": 500, "ignore_eos": True}
+    if reason == "timeout":
+        answer = served.ask(timeout=0.3, **asked)
+    else:
+        answer = served.ask(**asked)
+        wait_until(lambda: slots_in_use(served) == 4)
+        answer.cancelled = True
+    assert {piece.finish_reason for piece in answer.wait().pieces} == {reason}
+    assert len(answer.pieces[0].token_ids) < 500
+    wait_until(lambda: slots_in_use(served) == 0)
+
+
+def test_logits_that_are_no_numbers_fail_the_search_alone(serve) -> None:
+    served = serve()
+    decode = served.runner.decode
+    served.runner.decode = lambda *given: decode(*given) * np.nan
+    answer = served.ask(text_input=PROMPT, beam_width=3, max_tokens=5).wait()
+    assert "not finite" in answer.error
+    wait_until(lambda: slots_in_use(served) == 0)
+    served.runner.decode = decode
+    assert served.ask(text_input="hello", max_tokens=5).wait().error == ""
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"temperature": 0.5}, "temperature is 0.5; with a beam_width of 3 it must be left out"),
+        ({"regex": "a+"}, "regex is 'a\\+'; with"),
+        ({"logprobs": 0}, "logprobs is 0; with"),
+        ({"stop_words": ["a"]}, "stop_words is"),
+        ({"prompt_lookup": 4}, "prompt_lookup is 4; with"),
+        ({"n": 4}, "n is 4; it must be at most beam_width, which is 3"),
+        ({"beam_width": 0}, "beam_width is 0; it must be from 1 to 64"),
+        ({"beam_width": 5}, "beam_width is 5; max_batch_size of this model is 4"),
+        ({"beam_width": 1, "length_penalty": 2.0}, "length_penalty is 2; it must be 1 unless"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(serve, inputs, message) -> None:
+    with pytest.raises(RequestError, match=message):
+        serve(max_batch_size=4).ask(**{"text_input": PROMPT, "beam_width": 3, **inputs})
+
+
+def test_more_beams_than_memory_holds_are_refused(serve) -> None:
+    cache = serve().manifest.cache
+    row = tiny_gpt.MAX_LENGTH * len(cache.tensors) * cache.kv_heads * cache.head_dim * 4
+    with pytest.raises(RequestError, match="beam_width is 4; so many sequences of 519 tokens do not fit"):
+        serve(kv_cache_bytes=row).ask(text_input=PROMPT, beam_width=4, max_tokens=500)
