@@ -59,6 +59,9 @@ class StepSequence:
         except GptportError as error:
             self.lost = True
             raise self._meaning(error) from error
+        except BaseException:  # whether the server has appended them is not known
+            self.lost = True
+            raise
         logits = read_logits(response, self._model.vocab_size)
         self.tokens.extend(token_ids)
         return logits
@@ -78,7 +81,7 @@ class StepSequence:
         self.tokens = tokens[: min(kept, len(tokens) - 1)]
         try:
             return (yield from self.append(tokens[len(self.tokens) :], deadline))
-        except GptportError:
+        except BaseException:  # an interrupt too
             self.tokens = tokens
             raise
 

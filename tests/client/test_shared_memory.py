@@ -16,6 +16,7 @@ import pytest
 import gptport_client
 from gptport_client import AsyncClient, Client, InvalidRequest, ModelNotFound, SequenceLost
 from gptport_client._region import new_name
+from gptport_client._releases import Releases
 from toy_triton import MAX_LENGTH, next_logits
 
 PROMPT = "The quick brown 世界"
@@ -138,6 +139,17 @@ def test_a_process_that_ends_without_closing_gives_all_up(toy):
     assert not toy.mapped
 
 
+def test_a_forked_process_gives_nothing_up():
+    asked = []
+    releases = Releases({"region"}, lambda name, _: asked.append(name))
+    if not (child := os.fork()):
+        releases.close()
+        os._exit(len(asked))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    releases.close()
+    assert asked == ["region"]
+
+
 def test_what_a_killed_client_left_mapped_goes_with_the_next_session(session, toy):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -228,5 +240,23 @@ def test_sessions_of_tasks(toy):
             assert (await session.resume()).tolist() == expected(toy, 5, 6)
             toy.in_use = 1
         assert not toy.mapped
+
+    asyncio.run(main())
+
+
+def test_a_task_that_was_cancelled_keeps_its_tokens(toy):
+    async def main():
+        async with AsyncClient(toy.url, model="toy") as client:
+            session = client.session(transport="shared_memory")
+            await session.append([5, 6, 7])
+            toy.delay = 0.5
+            for step in (lambda: session.append([8]), session.resume):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(step(), 0.1)
+                assert session.tokens == (5, 6, 7)
+                with pytest.raises(InvalidRequest, match="resume"):
+                    await session.append([8])
+            toy.delay = 0.0
+            assert (await session.resume()).tolist() == expected(toy, 5, 6, 7)
 
     asyncio.run(main())

@@ -73,13 +73,17 @@ class Soaker:
         return "left"
 
     def run_out_of_time(self, case: dict[str, Any]) -> str:
-        """What is there when the time is over begins the answer that was given alone; half a character may end it."""
+        """What is there when the time is over begins the answer that was given alone.
+
+        Half a character may end it, and so may the beginning of a stop string, which is held back until then.
+        """
         with self._asked("generate", case["body"] | {"timeout": self._chance.uniform(0.01, 2)}) as response:
             found = json.loads(response.read())
         if found["finish_reason"] != "timeout":
             return same(case, found)
-        begins = case["expected"]["text_output"].startswith(found["text_output"].rstrip("\ufffd"))
-        return "timeout" if begins else wrong(case, found)
+        alone, text = case["expected"]["text_output"], found["text_output"].rstrip("\ufffd")
+        begins = (f"{alone}{word}".startswith(text) for word in ("", *case["body"].get("stop_words", ())))
+        return "timeout" if any(begins) else wrong(case, found)
 
     @contextlib.contextmanager
     def _asked(self, path: str, body: dict[str, Any]) -> Any:
