@@ -81,11 +81,12 @@ class AsyncClient:
         *,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Result:
         """See `Client.generate`."""
-        asked = Asked.checked(params, options, timeout, loop, processors)
+        asked = Asked.checked(params, options, timeout, loop, processors, transport=transport)
         return await _result(self._core.generate(prompt, asked))
 
     def stream(
@@ -96,11 +97,12 @@ class AsyncClient:
         n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """See `Client.stream`; for `async for`, inside of the event loop."""
-        asked = Asked.checked(params, options, timeout, loop, processors, n)
+        asked = Asked.checked(params, options, timeout, loop, processors, n, transport)
         return AsyncStream(self._core.generate(prompt, asked))
 
     async def samples(
@@ -123,12 +125,15 @@ class AsyncClient:
         *,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Result:
         """See `Client.chat`."""
         return await _result(
-            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors))
+            self._core.chat(
+                messages, Asked.checked(params, options, timeout, loop, processors, transport=transport)
+            )
         )
 
     def chat_stream(
@@ -139,12 +144,13 @@ class AsyncClient:
         n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncStream:
         """See `Client.chat_stream`; for `async for`, inside of the event loop."""
         return AsyncStream(
-            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors, n))
+            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors, n, transport))
         )
 
     def generate_many(
@@ -156,12 +162,13 @@ class AsyncClient:
         progress: bool = False,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> AsyncIterator[Outcome]:
         """See `Client.generate_many`; for `async for`. The generator of prompts may be an async one."""
         check_many(prompts, concurrency)
-        asked = Asked.checked(params, options, timeout, loop, processors)
+        asked = Asked.checked(params, options, timeout, loop, processors, transport=transport)
         return many_async(
             prompts,
             lambda prompt: _result(self._core.one_of_many(prompt, asked)),
@@ -177,12 +184,13 @@ class AsyncClient:
         max_tokens: int = 256,
         length_penalty: float = 1.0,
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         loop: Loop = "client",
     ) -> tuple[Beam, ...]:
         """See `Client.beam_search`."""
         options = BeamOptions(beams, max_tokens, length_penalty)
-        return await run_async(self._core.beam_search(prompt, options, processors, timeout, loop))
+        return await run_async(self._core.beam_search(prompt, options, processors, timeout, loop, transport))
 
     async def model_config(self) -> ModelConfig:
         """See `Client.model_config`."""
@@ -201,10 +209,16 @@ class AsyncClient:
         return await run_async(self._core.token_texts(token_ids))
 
     async def score(
-        self, text: Prompt, *, top: int = 0, loop: Loop = "server", timeout: float | None = None
+        self,
+        text: Prompt,
+        *,
+        top: int = 0,
+        loop: Loop = "server",
+        timeout: float | None = None,
+        transport: StepTransport = "auto",
     ) -> Score:
         """See `Client.score`."""
-        return asked_score(await _result(self._core.score(text, top, loop, timeout)))
+        return asked_score(await _result(self._core.score(text, top, loop, timeout, transport)))
 
     def session(self, *, transport: StepTransport = "auto") -> AsyncSession:
         """See `Client.session`."""

@@ -99,6 +99,7 @@ class Client:
         *,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Result:
@@ -110,6 +111,7 @@ class Client:
             loop: `server` asks the text model (continuous batching); `client` runs the loop here, against the
                 step model. For the same seed both give the same tokens.
             processors: for `loop="client"`: functions of token ids `[n]` and logits `[vocab]` that return logits.
+            transport: for `loop="client"`: who holds keys and values; see `session`.
             timeout: seconds for everything, connecting included; None is no limit. The server is told, and does not work longer
                 for a client that is lost.
             options: fields of `SamplingParams`, which replace those of `params`.
@@ -117,7 +119,7 @@ class Client:
         Raises:
             GptportError: see the tree in `gptport_client._errors`; InvalidRequest before anything is sent.
         """
-        asked = Asked.checked(params, options, timeout, loop, processors)
+        asked = Asked.checked(params, options, timeout, loop, processors, transport=transport)
         return _result(self._core.generate(prompt, asked))
 
     def stream(
@@ -128,6 +130,7 @@ class Client:
         n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
@@ -137,7 +140,7 @@ class Client:
         cancels the request on the server. With `n` there are several answers, as `samples` gives them: a chunk
         has the `index` of its own.
         """
-        asked = Asked.checked(params, options, timeout, loop, processors, n)
+        asked = Asked.checked(params, options, timeout, loop, processors, n, transport)
         return Stream(self._core.generate(prompt, asked))
 
     def samples(
@@ -164,6 +167,7 @@ class Client:
         *,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Result:
@@ -171,12 +175,16 @@ class Client:
 
         Args:
             messages: dicts with `role` (`system`, `user` or `assistant`) and `content`, oldest first.
-            params, loop, processors, timeout, options: as for `generate`.
+            params, loop, processors, transport, timeout, options: as for `generate`.
 
         Raises:
             InvalidRequest: the model has no template, or its template takes no such messages.
         """
-        return _result(self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors)))
+        return _result(
+            self._core.chat(
+                messages, Asked.checked(params, options, timeout, loop, processors, transport=transport)
+            )
+        )
 
     def chat_stream(
         self,
@@ -186,11 +194,14 @@ class Client:
         n: int = 1,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Answer a conversation, piece by piece; the arguments are those of `chat`."""
-        return Stream(self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors, n)))
+        return Stream(
+            self._core.chat(messages, Asked.checked(params, options, timeout, loop, processors, n, transport))
+        )
 
     def generate_many(
         self,
@@ -201,6 +212,7 @@ class Client:
         progress: bool = False,
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Outcome]:
@@ -212,10 +224,10 @@ class Client:
             concurrency: prompts under way at a time.
             progress: show a bar on standard error, if that is a terminal.
             timeout: seconds for each prompt.
-            params, loop, processors, options: as for `generate`.
+            params, loop, processors, transport, options: as for `generate`.
         """
         check_many(prompts, concurrency)
-        asked = Asked.checked(params, options, timeout, loop, processors)
+        asked = Asked.checked(params, options, timeout, loop, processors, transport=transport)
         return many(
             prompts,
             lambda prompt: _result(self._core.one_of_many(prompt, asked)),
@@ -231,13 +243,14 @@ class Client:
         max_tokens: int = 256,
         length_penalty: float = 1.0,
         processors: Sequence[Processor] = (),
+        transport: StepTransport = "auto",
         timeout: float | None = None,
         loop: Loop = "client",
     ) -> tuple[Beam, ...]:
         """The likeliest continuations of a prompt that beam search finds, best first.
 
         Args:
-            prompt, processors, timeout: as for `generate`.
+            prompt, processors, transport, timeout: as for `generate`.
             beams: continuations kept at a time, and at most given; each is a sequence on the server, 1 to 64.
             max_tokens: most new tokens.
             length_penalty: continuations are compared by log-probability / length ** length_penalty.
@@ -245,7 +258,7 @@ class Client:
                 Both find the same; at the end of `timeout`, the server's gives the best so far.
         """
         options = BeamOptions(beams, max_tokens, length_penalty)
-        return run(self._core.beam_search(prompt, options, processors, timeout, loop))
+        return run(self._core.beam_search(prompt, options, processors, timeout, loop, transport))
 
     def model_config(self) -> ModelConfig:
         """What the model's configuration says: its length, its vocabulary and the tokens that end a text."""
@@ -264,7 +277,13 @@ class Client:
         return run(self._core.token_texts(token_ids))
 
     def score(
-        self, text: Prompt, *, top: int = 0, loop: Loop = "server", timeout: float | None = None
+        self,
+        text: Prompt,
+        *,
+        top: int = 0,
+        loop: Loop = "server",
+        timeout: float | None = None,
+        transport: StepTransport = "auto",
     ) -> Score:
         """How likely a text is: the log-probability of each token, given those before it.
 
@@ -272,9 +291,9 @@ class Client:
             text: a text, or the ids of its tokens, at least two.
             top: give the likeliest tokens in the place of each too, so many, 0 to 20.
             loop: `server` asks the text model, in one request; `client` the step model, a request a token.
-            timeout: as for `generate`.
+            timeout, transport: as for `generate`.
         """
-        return asked_score(_result(self._core.score(text, top, loop, timeout)))
+        return asked_score(_result(self._core.score(text, top, loop, timeout, transport)))
 
     def session(self, *, transport: StepTransport = "auto") -> Session:
         """A sequence of tokens on a step model, for a loop of your own. Nothing is sent yet.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gptport_client._params import SamplingParams
     from gptport_client._processors import Processor
     from gptport_client._sampling import Logits
-    from gptport_client._served import ServedModel
+    from gptport_client._served import ServedModel, StepTransport
     from gptport_client._tokenizer_source import TokenizerSource
 
 
@@ -32,6 +32,7 @@ class ClientAnswer:
         prompt: str | tuple[int, ...],
         params: SamplingParams,
         processors: Sequence[Processor],
+        transport: StepTransport,
         deadline: Deadline,
         request_id: str,
     ) -> None:
@@ -41,6 +42,7 @@ class ClientAnswer:
         self._prompt = prompt
         self._params = params
         self._processors = processors
+        self._transport = transport
         self._deadline = deadline
         self._cancelled = False
 
@@ -56,7 +58,7 @@ class ClientAnswer:
             raise ProtocolError(str(error), self.request_id) from error
 
     def _loop(self) -> Pieces:
-        config = yield from self._model.step_config(self._deadline, self.request_id)
+        config = yield from self._model.step_config(self._deadline, self.request_id, self._transport)
         tokenizer = yield from self._tokenizers.get(config, self._deadline, self.request_id)
         ids = tokenizer.encode(self._prompt) if isinstance(self._prompt, str) else self._prompt
         generation = Generation(ids, self._params, self._processors, config, tokenizer)

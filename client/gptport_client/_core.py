@@ -32,7 +32,7 @@ from gptport_client._params import (
 )
 from gptport_client._processors import Processor, check_processors
 from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_messages, check_prompt
-from gptport_client._served import ASK_TIMEOUT, ServedModel, StepTransport
+from gptport_client._served import ASK_TIMEOUT, TRANSPORTS, ServedModel, StepTransport
 from gptport_client._server_loop import ServerAnswer
 from gptport_client._session import SessionFlows
 from gptport_client._text import whole_text
@@ -71,6 +71,7 @@ class Asked:
     processors: tuple[Processor, ...]
     timeout: float | None
     n: int = 1
+    transport: StepTransport = "auto"
 
     @classmethod
     def checked(
@@ -81,13 +82,15 @@ class Asked:
         loop: Loop = "server",
         processors: Sequence[Processor] = (),
         n: int = 1,
+        transport: StepTransport = "auto",
     ) -> Asked:
         """From the arguments of the clients' methods."""
         check_timeout(timeout)
         _check_loop(loop)
         callables = check_processors(processors)
+        _check_transport(transport)
         if loop == "server":
-            _check_processors_loop(callables)
+            _check_for_server(callables, transport)
         checked = sampling_params(params, options)
         if checked.for_the_server and loop == "client":
             raise InvalidRequest(
@@ -98,7 +101,7 @@ class Asked:
             raise InvalidRequest(
                 f"n is {n}, which is for the server's loop; here, ask for each answer with a seed of its own"
             )
-        return cls(checked, loop, callables, timeout, n)
+        return cls(checked, loop, callables, timeout, n, transport)
 
 
 class Core:
@@ -159,8 +162,7 @@ class Core:
 
     def session(self, transport: StepTransport) -> SessionFlows:
         """A sequence on the step model."""
-        if transport not in ("auto", "state", "shared_memory"):
-            raise InvalidRequest(f"transport is {transport!r}; give 'auto', 'state' or 'shared_memory'")
+        _check_transport(transport)
         return SessionFlows(self._model, _request_id(), transport)
 
     def beam_search(
@@ -170,25 +172,29 @@ class Core:
         processors: Sequence[Processor],
         timeout: float | None,
         loop: Loop,
+        transport: StepTransport,
     ) -> Flow[tuple[Beam, ...]]:
         """The likeliest continuations of a prompt."""
         checked, callables = check_prompt(prompt), check_processors(processors)
         check_timeout(timeout)
         _check_loop(loop)
+        _check_transport(transport)
         if loop == "client":
-            return self._beam_search(checked, options, callables, Deadline(timeout), _request_id())
-        _check_processors_loop(callables)
+            return self._beam_search(checked, options, callables, Deadline(timeout), transport)
+        _check_for_server(callables, transport)
         if options.beams == 1:
             raise InvalidRequest(
                 "beams is 1; give 2 or more with loop='server', or generate, which is the same"
             )
         return self._server_beams(checked, options, Deadline(timeout), _request_id())
 
-    def score(self, text: Prompt, top: int, loop: Loop, timeout: float | None) -> Answer:
+    def score(
+        self, text: Prompt, top: int, loop: Loop, timeout: float | None, transport: StepTransport
+    ) -> Answer:
         """The answer that has nothing but the score of a text."""
         check_integer("top", top, 0, 20)
         params = SamplingParams(max_tokens=0, prompt_logprobs=top)
-        return self.generate(text, Asked.checked(params, {}, timeout, loop))
+        return self.generate(text, Asked.checked(params, {}, timeout, loop, transport=transport))
 
     def wait_until_ready(self, timeout: float | None, loop: Loop) -> Flow[None]:
         """Return once the server takes requests for the model that `loop` uses."""
@@ -219,7 +225,14 @@ class Core:
     def _begin(self, prompt: CheckedPrompt, asked: Asked, deadline: Deadline, request_id: str) -> Answer:
         if asked.loop == "client":
             return ClientAnswer(
-                self._model, self._tokenizers, prompt, asked.params, asked.processors, deadline, request_id
+                self._model,
+                self._tokenizers,
+                prompt,
+                asked.params,
+                asked.processors,
+                asked.transport,
+                deadline,
+                request_id,
             )
         request = text_request(
             self._model.name,
@@ -238,9 +251,10 @@ class Core:
         options: BeamOptions,
         processors: Sequence[Processor],
         deadline: Deadline,
-        request_id: str,
+        transport: StepTransport,
     ) -> Flow[tuple[Beam, ...]]:
-        config = yield from self._model.step_config(deadline, request_id, sequences=options.beams)
+        request_id = _request_id()
+        config = yield from self._model.step_config(deadline, request_id, transport, options.beams)
         tokenizer = yield from self._tokenizers.get(config, deadline, request_id)
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         search = BeamSearch(self.transport, config, ids, options, processors, deadline, request_id)
@@ -307,9 +321,18 @@ class Core:
         return "the model is loading, failed to load or does not exist; models() and the log say more"
 
 
-def _check_processors_loop(processors: Sequence[Processor]) -> None:
+def _check_for_server(processors: Sequence[Processor], transport: StepTransport) -> None:
     if processors:
         raise InvalidRequest("processors run in the client's own loop; give loop='client' with them")
+    if transport != "auto":
+        raise InvalidRequest(
+            f"transport is {transport!r}, which is for the client's own loop; give loop='client' with it"
+        )
+
+
+def _check_transport(transport: str) -> None:
+    if transport not in TRANSPORTS:
+        raise InvalidRequest(f"transport is {transport!r}; give one of {', '.join(map(repr, TRANSPORTS))}")
 
 
 def _check_loop(loop: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
 
 from gptport_client._errors import ModelNotFound, ProtocolError, ServerNotReady
 from gptport_client._model import ModelConfig, kv_model, read_config, step_model
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # How keys and values get to a step model: held by Triton as state, or by the client in memory that both share.
 StepTransport: TypeAlias = Literal["auto", "state", "shared_memory"]
+TRANSPORTS = get_args(StepTransport)
 ASK_TIMEOUT = 10.0  # seconds for a question that a server answers at once
 
 

@@ -31,6 +31,8 @@ QUESTIONS = {
     "generate": lambda client: client.generate(PROMPT, max_tokens=12),
     "sampled": lambda client: client.generate(PROMPT, **SAMPLED),
     "sampled here": lambda client: client.generate(PROMPT, loop="client", **SAMPLED),
+    "over the state": lambda client: client.generate(PROMPT, loop="client", transport="state", **SAMPLED),
+    "over nothing": lambda client: client.generate(PROMPT, loop="client", transport="tcp"),
     "token ids": lambda client: client.generate([5, 6, 7], max_tokens=3, stop=["e", "a"]),
     "stream": lambda client: client.stream(PROMPT, **SAMPLED),
     "stream here": lambda client: client.stream(PROMPT, loop="client", **SAMPLED),

@@ -172,6 +172,29 @@ def test_both_loops_and_both_transports_give_the_same(client, toy):
     assert "sequence" in toy.steps[-1]
 
 
+ASKED = {
+    "generate": lambda client, **how: client.generate(PROMPT, max_tokens=4, **how),
+    "stream": lambda client, **how: list(client.stream(PROMPT, max_tokens=4, **how)),
+    "chat": lambda client, **how: client.chat([{"role": "user", "content": "世界?"}], max_tokens=4, **how),
+    "many": lambda client, **how: list(client.generate_many([PROMPT], max_tokens=4, **how)),
+    "beam search": lambda client, **how: client.beam_search(PROMPT, beams=2, max_tokens=4, **how),
+    "score": lambda client, **how: client.score(PROMPT, **how),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_every_loop_here_goes_over_the_transport_that_is_asked_for(client, toy, ask):
+    with Client(toy.url, model="toy") as other:  # closing it waits for what ends its sequences
+        ask(other, loop="client", transport="state")
+    assert all("sequence" in step for step in toy.steps)
+    steps = len(toy.steps)
+    ask(client, loop="client", transport="shared_memory")
+    assert not any("sequence" in step for step in toy.steps[steps:])
+    assert len(toy.steps) > steps
+    with pytest.raises(InvalidRequest, match=r"transport is 'state', which is for the client's own loop"):
+        ask(client, loop="server", transport="state")
+
+
 def test_beam_search_over_shared_memory(client, toy):
     shared = client.beam_search(PROMPT, beams=3, max_tokens=6)
     toy.models.remove("toy_kv")
@@ -222,7 +245,7 @@ class TestWhereItCannotBe:
 
     def test_a_wrong_choice_is_refused(self, client):
         with pytest.raises(
-            InvalidRequest, match="transport is 'tcp'; give 'auto', 'state' or 'shared_memory'"
+            InvalidRequest, match="transport is 'tcp'; give one of 'auto', 'state', 'shared_memory'"
         ):
             client.session(transport="tcp")
 
