@@ -23,8 +23,8 @@ demo: $(STAMP) ## fetch a model, export it, serve it, generate text, stop the se
 	@$(BIN)/python -m gptport.demo
 
 .PHONY: reference
-reference: $(STAMP) ## write docs/generation.md from the table of parameters
-	@$(BIN)/python -m gptport_backend.reference >docs/generation.md
+reference: $(STAMP) ## write docs/generation.md and docs/metrics.md from their tables
+	@$(BIN)/python -m gptport_backend.reference docs
 
 check: format-check lint types unit ## format, lint, types and unit tests
 

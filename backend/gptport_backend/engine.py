@@ -107,20 +107,24 @@ class Engine:
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue a request; its answers go to `sink`. RequestError or Unavailable if it is not taken."""
-        self._check_queue()  # before the work of preparing it
+        self._check_queue(request.sequences)  # before the work of preparing it
         generations = self._prepare(request, sink)
         with self._wake:
             if self._deadline is not None:
                 raise Unavailable("the server is shutting down; send the request to another one")
-            self._check_queue()
+            self._check_queue(request.sequences)
             self._inbox.extend(generations)
             self._wake.notify()
 
-    def _check_queue(self) -> None:
+    def _check_queue(self, more: int) -> None:
+        """Whether `more` sequences may wait too; one that waits is a request, or one of its `n` answers."""
+        if more > self._max_waiting:
+            raise RequestError(f"n is {more}; it must be at most max_waiting, which is {self._max_waiting}")
         waiting = len(self._inbox) + len(self._scheduler.waiting)
-        if waiting >= self._max_waiting:
+        if waiting + more > self._max_waiting:
+            asked = f", n is {more}" if more > 1 else ""
             raise Unavailable(
-                f"the queue is full: {waiting} requests wait, and max_waiting is {self._max_waiting}; "
+                f"the queue is full: {waiting} requests wait{asked}, and max_waiting is {self._max_waiting}; "
                 "try again later, or send the request to another server"
             )
 
@@ -141,7 +145,7 @@ class Engine:
         check_prompt_length(len(prompt), request.max_tokens, self._manifest.max_length, self._manifest.name)
         limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
         adapter = self._runner.adapters.find(request.lora_name)
-        answers = Answers(sink, request.n, stream=request.stream)
+        answers = Answers(sink, request.n, self._tally, stream=request.stream)
         if request.beam_width > 1:
             self._check_beams(request.beam_width, len(prompt) + limit)
             return [BeamSearch(request, prompt, limit, self._vocabulary, answers, adapter)]
@@ -353,8 +357,6 @@ class Engine:
 
     def _leave(self, generation: Generation) -> None:
         """Free the row of a generation that has ended."""
-        self._tally.finished[generation.finish_reason or "error"] += 1
-        self._tally.request.observe(time.monotonic() - generation.arrived)
         if generation.finish_reason:
             self._keep_prefix(generation)
         self._drop_beams(generation)
@@ -381,7 +383,6 @@ class Engine:
         self._cache.release()
         for generation in failed:
             generation.answers.fail(message)
-            self._tally.finished["error"] += 1
 
     def _publish(self) -> None:
         self._tally.running = len(self._scheduler.running)

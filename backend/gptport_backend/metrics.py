@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Of the engine's loop: `prefill` and `decode` are the model's, the rest is Python. Responses leave in another thread.
 Part: TypeAlias = Literal["schedule", "prefill", "decode", "sample", "answer"]
@@ -43,8 +43,11 @@ class Tally:
     output_tokens: int = 0
     guessed_tokens: int = 0  # by prompt_lookup
     right_guesses: int = 0  # of them, tokens that were drawn
-    finished: Counter[str] = field(default_factory=Counter)  # by finish reason; "error" for failures
-    first_token: Seconds = field(default_factory=Seconds)  # from the arrival of a request
+    requests: Counter[str] = field(
+        default_factory=Counter
+    )  # ended, by the finish reason of the last answer, or "error"
+    answers: Counter[str] = field(default_factory=Counter)  # the same of each answer; a request has `n`
+    first_token: Seconds = field(default_factory=Seconds)  # of each answer, from the arrival of its request
     next_token: Seconds = field(default_factory=Seconds)  # from the token before
     request: Seconds = field(default_factory=Seconds)  # from its arrival to its end
     parts: dict[Part, float] = field(
@@ -65,6 +68,124 @@ class Tally:
             yield
         finally:
             self.parts[part] += time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A family of metrics as Triton shows it: its value, or with a `label` a value for each of the label's.
+
+    A histogram is counters of a name with `_bucket`, `_count` and `_sum`: Triton before 24.12 offers no other way.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    meaning: str
+    read: Callable[[Tally], Any]  # a number; with a `label` numbers by its values; of a histogram Seconds
+    label: str = ""
+
+
+METRICS = (
+    Metric(
+        "gptport_requests_total",
+        "counter",
+        "requests that have ended, by the finish reason of the answer that ended last, or `error`",
+        lambda tally: tally.requests,
+        "finish_reason",
+    ),
+    Metric(
+        "gptport_answers_total",
+        "counter",
+        "answers that have ended, by finish reason, or `error`; a request has `n` of them",
+        lambda tally: tally.answers,
+        "finish_reason",
+    ),
+    Metric(
+        "gptport_input_tokens_total",
+        "counter",
+        "tokens of prompts computed",
+        lambda tally: tally.input_tokens,
+    ),
+    Metric(
+        "gptport_prefix_hit_tokens_total",
+        "counter",
+        "tokens of prompts copied from other sequences instead",
+        lambda tally: tally.reused_tokens,
+    ),
+    Metric(
+        "gptport_output_tokens_total",
+        "counter",
+        "tokens generated, those of all beams included",
+        lambda tally: tally.output_tokens,
+    ),
+    Metric(
+        "gptport_guessed_tokens_total",
+        "counter",
+        "tokens that `prompt_lookup` guessed",
+        lambda tally: tally.guessed_tokens,
+    ),
+    Metric(
+        "gptport_right_guesses_total",
+        "counter",
+        "of them, tokens that were right",
+        lambda tally: tally.right_guesses,
+    ),
+    Metric(
+        "gptport_preemptions_total",
+        "counter",
+        "how often a sequence gave its row of the KV cache up for a while",
+        lambda tally: tally.preemptions,
+    ),
+    Metric(
+        "gptport_time_to_first_token_seconds",
+        "histogram",
+        "of each answer: arrival of the request to its first token",
+        lambda tally: tally.first_token,
+    ),
+    Metric(
+        "gptport_inter_token_seconds", "histogram", "one token to the next", lambda tally: tally.next_token
+    ),
+    Metric(
+        "gptport_request_seconds",
+        "histogram",
+        "arrival of a request to the end of its last answer",
+        lambda tally: tally.request,
+    ),
+    Metric(
+        "gptport_step_seconds_total",
+        "counter",
+        "time of the loop: `prefill` and `decode` are the graph's, `schedule`, `sample` and `answer` the loop's own",
+        lambda tally: tally.parts,
+        "part",
+    ),
+    Metric(
+        "gptport_batch_size", "gauge", "sequences in the last decode step", lambda tally: tally.batch_size
+    ),
+    Metric(
+        "gptport_running",
+        "gauge",
+        "sequences that are computed now: an answer or a beam each",
+        lambda tally: tally.running,
+    ),
+    Metric(
+        "gptport_waiting",
+        "gauge",
+        "sequences that wait for a row: an answer or a whole beam search each",
+        lambda tally: tally.waiting,
+    ),
+    Metric("gptport_kv_cache_bytes", "gauge", "memory of the KV cache", lambda tally: tally.cache_bytes),
+    Metric(
+        "gptport_kv_cache_budget_bytes",
+        "gauge",
+        "the most that it may take",
+        lambda tally: tally.cache_budget,
+    ),
+    Metric(
+        "gptport_prefix_cache_bytes",
+        "gauge",
+        "memory of what is kept of sequences that have ended",
+        lambda tally: tally.prefix_bytes,
+    ),
+)
 
 
 class Publisher(Protocol):
@@ -95,36 +216,20 @@ class TritonPublisher:
         if now < self._next and (tally.running or tally.waiting):
             return
         self._next = now + PUBLISH_SECONDS
-        self._count("gptport_input_tokens_total", "Tokens of prompts computed", tally.input_tokens)
-        self._count(
-            "gptport_prefix_hit_tokens_total", "Tokens of prompts reused from others", tally.reused_tokens
-        )
-        self._count(
-            "gptport_preemptions_total", "Requests that gave their row up for a while", tally.preemptions
-        )
-        self._count("gptport_output_tokens_total", "Tokens generated", tally.output_tokens)
-        self._count("gptport_guessed_tokens_total", "Tokens that prompt_lookup guessed", tally.guessed_tokens)
-        self._count("gptport_right_guesses_total", "Of them, tokens that were right", tally.right_guesses)
-        for reason, count in tally.finished.items():
-            self._count(
-                "gptport_requests_total", "Requests ended, by finish reason", count, finish_reason=reason
-            )
-        self._distribute("gptport_time_to_first_token_seconds", "Arrival to first token", tally.first_token)
-        self._distribute("gptport_inter_token_seconds", "One token to the next", tally.next_token)
-        self._distribute("gptport_request_seconds", "Arrival to end of a request", tally.request)
-        for part, seconds in tally.parts.items():
-            self._count(
-                "gptport_step_seconds_total", "Time of the loop, by part of a step", seconds, part=part
-            )
-        self._show("gptport_batch_size", "Requests in the last decode step", tally.batch_size)
-        self._show("gptport_running", "Requests that are computed now", tally.running)
-        self._show("gptport_waiting", "Requests that wait for a slot", tally.waiting)
-        self._show("gptport_kv_cache_bytes", "Memory of the KV cache", tally.cache_bytes)
-        self._show("gptport_kv_cache_budget_bytes", "The most that it may take", tally.cache_budget)
-        self._show("gptport_prefix_cache_bytes", "Memory of what is kept to be reused", tally.prefix_bytes)
+        for metric in METRICS:
+            value = metric.read(tally)
+            if metric.kind == "histogram":
+                self._distribute(metric.name, metric.meaning, value)
+            elif metric.kind == "gauge":
+                self._show(metric.name, metric.meaning, value)
+            elif not metric.label:
+                self._count(metric.name, metric.meaning, value)
+            else:
+                for of, count in value.items():
+                    self._count(metric.name, metric.meaning, count, **{metric.label: of})
 
     def _distribute(self, name: str, description: str, seconds: Seconds) -> None:
-        """A histogram as Prometheus reads it, of counters: Triton before 24.12 offers no other way."""
+        """A histogram as Prometheus reads it."""
         upto = 0
         for bound, count in zip((*BOUNDS, float("inf")), seconds.counts, strict=True):
             upto += count

@@ -1,10 +1,12 @@
-"""docs/generation.md, from the table of parameters: `python -m gptport_backend.reference >docs/generation.md`."""
+"""docs/generation.md and docs/metrics.md, from their tables: `python -m gptport_backend.reference FOLDER` writes both."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptport_backend.metrics import BOUNDS, METRICS
 from gptport_backend.parameters import OUTPUTS, PARAMETERS, Parameter
 
 if TYPE_CHECKING:
@@ -21,8 +23,32 @@ is refused with a message that names the field, the value and what is allowed.
 """
 
 
-def page() -> str:
-    """The page, as Markdown."""
+METRICS_HEAD = """\
+# What a text model counts
+
+Written by `make reference` from `backend/gptport_backend/metrics.py`. All of it is on Triton's own metrics endpoint (port 8002),
+each with the label `model`, and one more where the table names it; `docker/grafana/dashboards/gptport.json` shows it.
+A request that is refused when it arrives is in none of these counts.
+
+What runs and waits is counted in sequences: a request has one, with `n` one for each answer, and with `beam_width` one for
+each beam that runs.
+"""
+
+
+def metrics_page() -> str:
+    """docs/metrics.md."""
+    rows = [(f"`{m.name}`", m.kind, f"`{m.label}`" if m.label else "", m.meaning) for m in METRICS]
+    bounds = ", ".join(f"{bound:g}" for bound in BOUNDS)
+    histograms = (
+        f"A histogram is `NAME_bucket`, `NAME_count` and `NAME_sum`; its buckets end at {bounds} seconds."
+    )
+    return "\n".join(
+        [METRICS_HEAD, *_table(("metric", "kind", "label", "meaning"), rows), "", histograms, ""]
+    )
+
+
+def generation_page() -> str:
+    """docs/generation.md."""
     inputs = [(f"`{p.name}`", p.dtype, str(p.dims), _default(p), p.allowed, p.meaning) for p in PARAMETERS]
     outputs = [(f"`{o.name}`", o.dtype, str(list(o.dims)), o.meaning) for o in OUTPUTS]
     return "\n".join(
@@ -48,4 +74,6 @@ def _default(parameter: Parameter) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    (folder,) = map(Path, sys.argv[1:])
+    (folder / "generation.md").write_text(generation_page(), encoding="utf-8")
+    (folder / "metrics.md").write_text(metrics_page(), encoding="utf-8")

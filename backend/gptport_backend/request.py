@@ -82,6 +82,11 @@ class GenerationRequest:
     prompt_logprobs: int | None
     prompt_lookup: int
 
+    @property
+    def sequences(self) -> int:
+        """How many of those that the scheduler knows it is: one for each answer, or one beam search."""
+        return self.n if self.beam_width == 1 else 1
+
 
 def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
     """Check the input tensors, by name, of one request; RequestError names the field that is wrong."""

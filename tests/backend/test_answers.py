@@ -6,6 +6,7 @@ import pytest
 
 from gptport_backend.answers import Answers
 from gptport_backend.errors import RequestError
+from gptport_backend.metrics import Tally
 from gptport_backend.sequence import Piece
 from test_engine import slots_in_use, wait_until
 
@@ -35,29 +36,43 @@ def piece(index: int, reason: str = "") -> Piece:
 
 def test_the_last_answer_to_end_ends_a_stream() -> None:
     response = Response()
-    answers = Answers(response, 2, stream=True)
+    answers = Answers(response, 2, tally := Tally(), stream=True)
     for each in (piece(0), piece(1, "stop"), piece(0), piece(0, "length")):
         answers.send(each)
     assert response.sent == [([0], False), ([1], False), ([0], False), ([0], True)]
+    assert (tally.answers, tally.requests) == ({"stop": 1, "length": 1}, {"length": 1})
+    assert sum(tally.request.counts) == 1
 
 
 def test_one_response_has_all_answers_in_their_order() -> None:
     response = Response()
-    answers = Answers(response, 3, stream=False)
+    answers = Answers(response, 3, tally := Tally(), stream=False)
     for index in (2, 0, 1):
         answers.send(piece(index, "stop"))
     assert response.sent == [([0, 1, 2], True)]
+    assert (tally.answers, tally.requests) == ({"stop": 3}, {"stop": 1})
 
 
 def test_if_one_fails_the_others_have_nobody_who_waits() -> None:
     response = Response()
-    answers = Answers(response, 2, stream=True)
+    answers = Answers(response, 2, tally := Tally(), stream=True)
     assert not answers.is_cancelled()
     answers.fail("no")
     assert answers.is_cancelled()
     answers.send(piece(1, "cancelled"))
     answers.fail("again")
     assert (response.errors, response.sent) == (["no"], [])
+    assert (tally.answers, tally.requests) == ({"error": 2}, {"error": 1})
+
+
+def test_one_that_cannot_be_sent_is_counted_once() -> None:
+    response, tally = Response(), Tally()
+    answers = Answers(response, 1, tally, stream=True)
+    response.send = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        answers.send(piece(0, "stop"))
+    answers.fail("no")
+    assert (tally.answers, tally.requests) == ({"error": 1}, {"error": 1})
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -105,7 +120,8 @@ def test_answers_end_one_by_one_and_leave_nothing_behind(serve) -> None:
     answer.wait()
     assert len({len(answer.of(index).token_ids) for index in range(7)}) > 2
     wait_until(lambda: slots_in_use(tiny) == 0)
-    assert sum(tiny.engine._tally.finished.values()) == 7
+    tally = tiny.engine._tally
+    assert (tally.answers.total(), tally.requests.total(), sum(tally.request.counts)) == (7, 1, 1)
 
 
 def test_cancelled_all_end_and_those_that_wait_too(serve) -> None:

@@ -251,4 +251,4 @@ def test_random_load_gets_right_answers_and_leaves_nothing_behind(
         assert answer.token_ids == expected[: len(answer.token_ids)]
         assert answer.finish_reason == "cancelled" or answer.token_ids == expected
     wait_until(lambda: not served.engine._scheduler.busy)
-    assert sum(served.engine._tally.finished.values()) == 60
+    assert sum(served.engine._tally.requests.values()) == 60

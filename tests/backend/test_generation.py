@@ -120,6 +120,24 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_took(serve: Callable[.
     assert all(answer.wait().finish_reason == "length" for answer in answers)
 
 
+def test_the_answers_of_a_request_count_in_the_queue(serve: Callable[..., Served]) -> None:
+    served = serve(max_batch_size=1, max_waiting=5)
+    running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
+    running.wait_for_first()
+    answers = [served.ask(text_input="hello", max_tokens=3, n=3)]
+    with pytest.raises(
+        Unavailable, match="the queue is full: 3 requests wait, n is 3, and max_waiting is 5;"
+    ):
+        served.ask(text_input="hello", max_tokens=3, n=3)
+    answers.append(served.ask(text_input="hello", max_tokens=3, n=2))
+    with pytest.raises(Unavailable, match="the queue is full: 5 requests wait, and max_waiting is 5;"):
+        served.ask(text_input="hello", max_tokens=3)
+    with pytest.raises(RequestError, match="n is 6; it must be at most max_waiting, which is 5"):
+        served.ask(text_input="hello", n=6)
+    running.cancelled = True
+    assert {piece.finish_reason for answer in answers for piece in answer.wait().pieces} == {"length"}
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

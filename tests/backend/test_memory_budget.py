@@ -84,4 +84,4 @@ def test_who_came_first_is_not_the_one_that_waits(serve) -> None:
         answer.wait()
         ended.append(answer)
         assert all(each._ended.is_set() for each in ended)
-    assert narrow.engine._tally.finished["length"] == 4
+    assert narrow.engine._tally.requests["length"] == 4

@@ -43,7 +43,7 @@ def test_counts_are_published_as_differences_and_at_rest_always() -> None:
     publisher.publish(tally)  # too soon after the first
     assert SHOWN["gptport_output_tokens_total", ""] == 4
     tally.running = 0
-    tally.finished["length"] += 2
+    tally.requests["length"] += 2
     publisher.publish(tally)
     assert SHOWN["gptport_input_tokens_total", ""] == 10
     assert SHOWN["gptport_output_tokens_total", ""] == 9

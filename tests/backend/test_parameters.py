@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gptport_backend.parameters import OUTPUTS, PARAMETERS, complete
-from gptport_backend.reference import page
+from gptport_backend.reference import generation_page, metrics_page
 
-PAGE = Path(__file__).parents[2] / "docs" / "generation.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Config:
@@ -20,8 +20,9 @@ class Config:
         self.add_input, self.add_output = self.inputs.append, self.outputs.append
 
 
-def test_the_page_is_written_from_the_table() -> None:
-    assert PAGE.read_text() == page(), "make reference"
+@pytest.mark.parametrize(("name", "page"), [("generation", generation_page), ("metrics", metrics_page)])
+def test_the_page_is_written_from_the_table(name, page) -> None:
+    assert (DOCS / f"{name}.md").read_text() == page(), "make reference"
 
 
 def test_triton_is_told_every_input_and_output() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 import urllib.parse
@@ -13,6 +14,7 @@ import yaml
 
 from gptport.address import Address
 from gptport.server import running
+from gptport_backend.metrics import METRICS
 from gptport_client import Client
 
 MODEL = "gpt2-tiny"
@@ -35,6 +37,29 @@ def queries(panels) -> dict[str, str]:
         for panel in panels
         for target in panel["targets"]
     }
+
+
+NAME = re.compile(r"\b(?:up|(?:gptport|nv)_\w+)\b")
+
+
+def named(panels) -> set[str]:
+    """The metrics that the queries ask for."""
+    return {name for query in queries(panels).values() for name in NAME.findall(query)}
+
+
+def test_the_dashboard_shows_all_that_the_engine_counts_and_nothing_else_of_it(panels):
+    shown = {name for name in named(panels) if name.startswith("gptport_")}
+    counted = set()
+    for metric in METRICS:
+        parts = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
+        counted |= {metric.name + part for part in parts}
+    assert shown == counted
+
+
+def test_every_panel_has_a_place_of_its_own(panels):
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len(panels)
 
 
 def test_grafana_finds_its_prometheus_and_its_dashboard(root, panels):
@@ -70,6 +95,37 @@ def test_prometheus_accepts_its_configuration(needs, root):
 def server(filled):
     with running(filled) as server:
         yield server
+
+
+@pytest.mark.e2e
+def test_a_server_has_every_metric_of_the_dashboard_with_its_labels(server, panels):
+    load(server)
+    asked = {name: query for name, query in queries(panels).items() if "GPU" not in name}
+    wanted = {name for query in asked.values() for name in NAME.findall(query)} - {"up"}
+    end = time.monotonic() + 30
+    # Triton looks at the machine now and then.
+    while wanted - labels(server).keys() and time.monotonic() < end:
+        time.sleep(0.5)
+    found = labels(server)
+    assert wanted <= found.keys()
+    for name, query in asked.items():
+        by = {label for labels in re.findall(r"\bby \(([^)]*)\)", query) for label in labels.split(", ")}
+        for metric in set(NAME.findall(query)) & wanted:
+            assert by <= found[metric], name
+
+
+def labels(server) -> dict[str, set[str]]:
+    """Each metric that the server shows now, and the names of its labels."""
+    with urllib.request.urlopen(server.address.metrics_url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {re.split("[{ ]", line)[0]: set(re.findall(r'(\w+)="', line)) for line in lines if line[:1] != "#"}
+
+
+def load(server) -> None:
+    """A request that repeats itself, so that tokens are guessed, and a step of the client's own loop."""
+    with Client(server.address.grpc_url, model=MODEL) as client, client.session() as session:
+        client.generate([5, 6, 7] * 6, max_tokens=24, prompt_lookup=8)
+        session.append([5])
 
 
 @pytest.fixture
@@ -111,17 +167,16 @@ def ask(prometheus: str, query: str) -> list[float]:
 
 @pytest.mark.e2e
 def test_every_query_of_the_dashboard_has_an_answer(prometheus, server, panels):
-    with Client(server.address.grpc_url, model=MODEL) as client, client.session() as session:
-        asked = {name: query for name, query in queries(panels).items() if "GPU" not in name}
-        empty, end = set(asked), time.monotonic() + 60
-        while empty and time.monotonic() < end:
-            client.generate([5, 6, 7], max_tokens=8)
-            session.append([5])
-            time.sleep(1)
-            empty = {
-                name for name in empty if not any(value == value for value in ask(prometheus, asked[name]))
-            }
-        assert not empty
-        assert ask(prometheus, asked["Servers that answer A"]) == [1.0]
-        assert max(ask(prometheus, asked["Tokens a second A"])) > 0
-        assert max(ask(prometheus, asked["Mean time of a request A"])) > 0
+    asked = {name: query for name, query in queries(panels).items() if "GPU" not in name}
+    empty, end = set(asked), time.monotonic() + 60
+    while empty and time.monotonic() < end:
+        load(server)
+        time.sleep(1)
+        empty = {name for name in empty if not any(value == value for value in ask(prometheus, asked[name]))}
+    assert not empty
+    assert ask(prometheus, asked["Servers that answer A"]) == [1.0]
+    for name in ("Tokens a second A", "Mean time of a request A", "Time to first token A"):
+        assert max(ask(prometheus, asked[name])) > 0
+    shares = ask(prometheus, asked["Share of the loop's time, by part of a step A"])
+    assert sum(shares) == pytest.approx(1)
+    assert 0 <= max(ask(prometheus, asked["Share of the guesses that is right A"])) <= 1
