@@ -12,7 +12,7 @@ SUITABLE = import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
     $$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: help setup demo bench-export bench-serve architectures kill-exports soak fuzz check format-check lint types unit test e2e format constraints clean
+.PHONY: help setup demo bench-export bench-serve bench-transports architectures kill-exports soak fuzz check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ bench-export: $(STAMP) ## measure decoding and exporting against peers; about an
 
 bench-serve: $(STAMP) ## measure serving, through Triton, against vLLM; about 20 minutes, BENCH=--quick for less
 	@$(BENCHMARK) serve $(BENCH)
+
+bench-transports: $(STAMP) ## measure what a token costs in each loop and over each transport; about 10 minutes, BENCH=--quick for less
+	@$(BENCHMARK) transports $(BENCH)
 
 kill-exports: $(STAMP) ## kill 30 exports at random moments; each time the repository must still load
 	@KILLS=30 $(BIN)/pytest -q -s tests/exporter/test_killed.py

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from benchmarks import decode, export, nodes, process, profile, results, serve
+from benchmarks import decode, export, nodes, process, profile, results, serve, transports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from benchmarks.results import Result
 
 Run: TypeAlias = "Callable[[], Result | str | tuple[Result, ...]]"
-AnyRace = TypeVar("AnyRace", decode.Race, export.Race, serve.Race)
+AnyRace = TypeVar("AnyRace", decode.Race, export.Race, serve.Race, transports.Race)
 
 
 def main() -> int:
@@ -63,6 +63,11 @@ def _serve(options: argparse.Namespace) -> Iterator[Run]:
         yield partial(serve.run, race, _peers(race, options), options.turns, options.threads)
 
 
+def _transports(options: argparse.Namespace) -> Iterator[Run]:
+    if races := _chosen(transports.RACES, options):
+        yield partial(transports.run, races, options.turns, options.threads)
+
+
 def _all(options: argparse.Namespace) -> Iterator[Run]:
     for runs in (_decode, _export, _nodes, _profile):
         yield from runs(options)
@@ -82,6 +87,7 @@ _COMMANDS = {
     "nodes": _nodes,
     "profile": _profile,
     "serve": _serve,
+    "transports": _transports,
     "all": _all,
 }
 

@@ -102,7 +102,7 @@ def run(race: Race, peers: list[str], count: int, threads: int) -> Result:
                 race.peers.get(name),
                 ""
                 if name == OURS
-                else f"{_agreement(taken[OURS][0], taken[name][0])} of {NEW_TOKENS} tokens as ours",
+                else f"{same_tokens(taken[OURS][0].tokens, taken[name][0].tokens)} of {NEW_TOKENS} tokens as ours",
             )
             for name in jobs
         ),
@@ -171,7 +171,7 @@ def _bytes_read(job: Job) -> int:
     return graph.decoded_bytes(job.folder / "model" / "1" / "model.onnx")
 
 
-def _agreement(ours: Turn, theirs: Turn) -> int:
-    """How many tokens are the same before the first that differs."""
-    pairs = enumerate(zip(ours.tokens, theirs.tokens, strict=True))
-    return next((place for place, (mine, other) in pairs if mine != other), len(ours.tokens))
+def same_tokens(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:
+    """How many are the same before the first that differs."""
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    return next((place for place, (mine, other) in pairs if mine != other), len(ours))

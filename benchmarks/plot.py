@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 
 from benchmarks import turns
-from benchmarks.environment import OURS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +33,7 @@ def _panel(panel: Axes, result: Result) -> None:
     medians = [found.median for found in spreads]
     whiskers = [[s.median - s.least for s in spreads], [s.most - s.median for s in spreads]]
     names = [contestant.name for contestant in result.contestants]
-    colours = [_OURS if name == OURS else _PEER for name in names]
+    colours = [_OURS, *[_PEER] * (len(names) - 1)]
     panel.barh(names, medians, xerr=whiskers, color=colours, height=0.7, ecolor="#334155", capsize=2)
     for place, found in enumerate(spreads):
         panel.annotate(f" {found.median:.3g}", (found.most, place), va="center", fontsize=8)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmarks import environment, machine, turns
-from benchmarks.environment import OURS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +35,7 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Result:
-    """Measured side by side: gptport first, then its peers. `kind` and the rest of `name` are parted by a hyphen."""
+    """Measured side by side, first what the others are compared with. `kind` and the rest of `name` are parted by a hyphen."""
 
     name: str
     title: str
@@ -54,7 +53,7 @@ class Result:
         return self.name.partition("-")[0]
 
     def ratio(self, peer: Contestant) -> turns.Spread:
-        """How many times as good as `peer` ours is, whichever direction is good."""
+        """How many times as good as `peer` the first is, whichever direction is good."""
         ours, theirs = self.contestants[0].values, peer.values
         return turns.ratio(ours, theirs) if self.more_is_better else turns.ratio(theirs, ours)
 
@@ -95,7 +94,7 @@ def read(folder: Path = FOLDER) -> list[Result]:
 
 def page(results: list[Result]) -> str:
     """The Markdown page."""
-    written = "Written by `make bench-export` and `make bench-serve`"
+    written = "Written by `make bench-export`, `make bench-serve` and `make bench-transports`"
     head = f"# Results\n\n{written}; [../README.md](../README.md) says what the numbers mean.\n"
     return "\n".join([head, *(section(result) for result in results)])
 
@@ -104,7 +103,7 @@ def section(result: Result) -> str:
     """The part of the page about `result`."""
     where = f"{result.processor}, {result.threads} threads, {len(result.contestants[0].values)} turns, {result.date}"
     table = [
-        f"| | {result.unit} | gptport is better by | aim | peak memory | |",
+        f"| | {result.unit} | {result.contestants[0].name} is better by | aim | peak memory | |",
         "|---|---|---|---|---|---|",
         *(_row(result, contestant) for contestant in result.contestants),
     ]
@@ -114,7 +113,7 @@ def section(result: Result) -> str:
 
 def _row(result: Result, contestant: Contestant) -> str:
     better, aim = "", ""
-    if contestant.name != OURS:
+    if contestant is not result.contestants[0]:
         ratio = result.ratio(contestant)
         better = f"{ratio.median:.2f}× ({ratio.least:.2f}–{ratio.most:.2f})"
         aim = "" if contestant.aim is None else f"{contestant.aim}×: {_verdict(ratio.median, contestant.aim)}"

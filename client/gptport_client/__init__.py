@@ -33,6 +33,7 @@ from gptport_client._prompt import Message, Prompt
 from gptport_client._results import Chunk, FinishReason, Result, Timings, TokenLogprob, Usage
 from gptport_client._retry import Retry
 from gptport_client._score import Score
+from gptport_client._served import StepTransport
 from gptport_client._session import AsyncSession, Session
 from gptport_client._stream import AsyncStream, Stream
 from gptport_client._transport import AsyncCall, AsyncTransport, Call, Transport
@@ -75,6 +76,7 @@ __all__ = [
     "ServerError",
     "ServerNotReady",
     "Session",
+    "StepTransport",
     "Stream",
     "Timings",
     "TokenLogprob",
