@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 import tiny_gpt
 from gptport_backend import manifest as manifests
@@ -89,12 +90,12 @@ class Served:
 
     def __init__(self, version_dir: Path, options: EngineOptions) -> None:
         self.manifest: Manifest = manifests.read(version_dir)
-        self.tokenizer = tiny_gpt.tokenizer()
+        self.tokenizer = Tokenizer.from_file(str(version_dir / "tokenizer.json"))
         self.runner = Runner(self.manifest, version_dir, RunnerOptions(threads=1), options.max_batch_size)
-        vocabulary = Vocabulary.of(
+        self.vocabulary = Vocabulary.of(
             self.tokenizer, self.manifest.vocab_size, self.manifest.eos, Chat(version_dir)
         )
-        self.engine = Engine(self.manifest, self.runner, vocabulary, options, NoPublisher())
+        self.engine = Engine(self.manifest, self.runner, self.vocabulary, options, NoPublisher())
 
     def ask(self, **inputs: Any) -> Answer:
         answer = Answer()

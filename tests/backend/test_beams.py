@@ -11,6 +11,7 @@ import pytest
 
 import tiny_gpt
 from gptport_backend.errors import RequestError
+from gptport_backend.parameters import PARAMETERS
 from gptport_client._beam_search import BeamOptions, BeamSearch
 from test_engine import slots_in_use, wait_until
 
@@ -160,14 +161,120 @@ def test_logits_that_are_no_numbers_fail_the_search_alone(serve) -> None:
     assert served.ask(text_input="hello", max_tokens=5).wait().error == ""
 
 
+def test_what_a_search_leaves_behind_is_reused_and_changes_nothing(serve, by_hand, continuation) -> None:
+    served = serve(max_batch_size=5)
+    prompt = "a prompt that is long enough to be kept, "
+    tally = served.engine._tally
+    expected = by_hand(served, prompt, 4, 40)
+    for _ in range(2):
+        before = tally.reused_tokens
+        assert_same(found(served.ask(text_input=prompt, max_tokens=40, beam_width=4, n=4), 4), expected)
+    assert tally.reused_tokens - before == len(prompt) - 1
+    for ids, _ in expected:
+        before = tally.reused_tokens
+        longer = served.tokenizer.decode(ids[:-1], skip_special_tokens=False)
+        longer = prompt + longer if "�" not in longer else prompt
+        answer = served.ask(text_input=longer, max_tokens=10).wait()
+        assert answer.token_ids == continuation(longer, 10)
+        assert tally.reused_tokens - before >= len(prompt) - 1
+    computed = served.ask(text_input=prompt + "x", max_tokens=8, beam_width=3, n=3)
+    assert_same(found(computed, 3), by_hand(served, prompt + "x", 3, 8))
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "timeout"])
+def test_one_that_waits_ends_too_and_has_nothing(serve, reason) -> None:
+    served = serve(max_batch_size=3)
+    running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
+    running.wait_for_first()
+    timeout = {"timeout": 0.05} if reason == "timeout" else {}
+    waiting = served.ask(text_input=PROMPT, beam_width=3, n=2, max_tokens=5, **timeout)
+    waiting.cancelled = reason == "cancelled"
+    (piece,) = waiting.wait().pieces
+    assert (piece.finish_reason, piece.token_ids, piece.text) == (reason, (), "")
+    assert slots_in_use(served) == 1
+    running.cancelled = True
+    assert running.wait().finish_reason == "cancelled"
+
+
+def test_the_prompt_as_ids_in_chunks_and_shown(serve, by_hand) -> None:
+    served = serve(max_batch_size=4, max_prefill_tokens=16)
+    prompt = "word " * 30
+    ids = served.tokenizer.encode(prompt).ids
+    shown = {"exclude_input_in_output": False, "priority": -1, "seed": 5, "timeout": 30.0}
+    answer = served.ask(input_ids=ids, max_tokens=9, beam_width=3, n=3, **shown)
+    assert_same(found(answer, 3), by_hand(served, prompt, 3, 9))
+    assert all(piece.text.startswith(prompt) for piece in answer.pieces)
+    assert all(piece.num_input_tokens == len(ids) for piece in answer.pieces)
+
+
+def test_it_ends_at_the_length_of_the_model(serve, by_hand) -> None:
+    served = serve(max_batch_size=2)
+    prompt = "w" * (tiny_gpt.MAX_LENGTH - 4)
+    answer = served.ask(text_input=prompt, max_tokens=50, beam_width=2, n=2, ignore_eos=True)
+    assert_same(found(answer, 2), by_hand(served, prompt, 2, 4))
+    assert {len(piece.token_ids) for piece in answer.pieces} == {4}
+
+
+NOT_ALLOWED = {
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.5,
+    "min_p": 0.1,
+    "typical_p": 0.5,
+    "min_tokens": 2,
+    "stop_words": ["a"],
+    "bad_words": ["a"],
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.1,
+    "logit_bias_ids": [3],
+    "logit_bias_values": [1.0],
+    "logprobs": 0,
+    "prompt_logprobs": 0,
+    "prompt_lookup": 4,
+    "json_schema": "{}",
+    "regex": "a+",
+    "choice": ["a"],
+    "grammar": 'start: "a"',
+}
+USED = {
+    *(
+        "text_input",
+        "input_ids",
+        "messages",
+        "chat_template_kwargs",
+        "lora_name",
+        "max_tokens",
+        "n",
+        "beam_width",
+    ),
+    *(
+        "length_penalty",
+        "stop_token_ids",
+        "ignore_eos",
+        "timeout",
+        "priority",
+        "stream",
+        "exclude_input_in_output",
+    ),
+    "seed",  # changes nothing, as in any greedy request
+}
+
+
+@pytest.mark.parametrize("field", NOT_ALLOWED)
+def test_what_it_has_no_use_for_is_refused_by_name(serve, field) -> None:
+    with pytest.raises(RequestError, match=f"{field} is .*; with a beam_width of 3 it must be left out"):
+        serve().ask(text_input=PROMPT, beam_width=3, **{field: NOT_ALLOWED[field]})
+
+
+def test_every_parameter_works_or_is_refused() -> None:
+    assert {parameter.name for parameter in PARAMETERS} == NOT_ALLOWED.keys() | USED
+    assert not NOT_ALLOWED.keys() & USED
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"temperature": 0.5}, "temperature is 0.5; with a beam_width of 3 it must be left out"),
-        ({"regex": "a+"}, "regex is 'a\\+'; with"),
-        ({"logprobs": 0}, "logprobs is 0; with"),
-        ({"stop_words": ["a"]}, "stop_words is"),
-        ({"prompt_lookup": 4}, "prompt_lookup is 4; with"),
         ({"n": 4}, "n is 4; it must be at most beam_width, which is 3"),
         ({"beam_width": 0}, "beam_width is 0; it must be from 1 to 64"),
         ({"beam_width": 5}, "beam_width is 5; max_batch_size of this model is 4"),

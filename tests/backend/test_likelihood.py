@@ -9,14 +9,22 @@ import onnxruntime
 import pytest
 
 import tiny_gpt
+from conftest import Served
+from gptport.checkpoint import open_checkpoint
+from gptport.console import Steps
+from gptport.export import export
+from gptport.precision import by_name
+from gptport.samples import sample
 from gptport_backend import manifest as manifests
+from gptport_backend.engine import EngineOptions
 from gptport_backend.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from conftest import Answer, Served
+    from conftest import Answer
+    from gptport_backend.manifest import Manifest
 
 LONG = "the quick brown fox jumps over the lazy dog; " * 6  # several chunks
 
@@ -26,19 +34,26 @@ def expected(version_dir: Path) -> Callable[[str], np.ndarray[Any, Any]]:
     """The log-softmax of each position of a text, `[tokens, vocab]`: the whole text at once, without a cache."""
     manifest = manifests.read(version_dir)
     session = onnxruntime.InferenceSession(str(version_dir / manifest.graph))
+    return lambda text: log_softmax(session, manifest, tiny_gpt.tokenizer().encode(text).ids)
 
-    def compute(text: str) -> np.ndarray[Any, Any]:
-        ids = tiny_gpt.tokenizer().encode(text).ids
-        shape = (1, tiny_gpt.KV_HEADS, len(ids), tiny_gpt.HEAD_DIM)
-        feed: dict[str, Any] = {tensor.past: np.zeros(shape, np.float32) for tensor in manifest.cache.tensors}
-        feed["input_ids"] = np.array([ids], np.int64)
-        feed["position_ids"] = np.arange(len(ids), dtype=np.int64)[np.newaxis]
-        feed["seqlens_k"] = np.array([len(ids) - 1], np.int32)
-        feed["logits_offsets"] = np.arange(len(ids) - 1, -1, -1, dtype=np.int64)
-        logits = session.run(["logits"], feed)[0].astype(np.float64)
-        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
-    return compute
+def log_softmax(
+    session: onnxruntime.InferenceSession, manifest: Manifest, ids: Sequence[int]
+) -> np.ndarray[Any, Any]:
+    """Of each position, `[tokens, vocab]`."""
+    shape = (1, manifest.cache.kv_heads, len(ids), manifest.cache.head_dim)
+    empty = np.zeros(shape, manifest.cache.dtype)
+    given = {
+        "input_ids": np.array([ids]),
+        "position_ids": np.arange(len(ids))[np.newaxis],
+        "seqlens_k": np.array([len(ids) - 1]),
+    }
+    feed = {manifest.roles[role]: value.astype(manifest.tensor(role).dtype) for role, value in given.items()}
+    feed |= {tensor.past: empty for tensor in manifest.cache.tensors}
+    feed[manifest.roles["logits_offsets"]] = np.arange(len(ids) - 1, -1, -1, dtype=np.int64)
+    logits = session.run([manifest.roles["logits"]], feed)[0].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def check(answer: Answer, text: str, expected: np.ndarray[Any, Any], top: int) -> None:
@@ -79,6 +94,37 @@ def test_a_prompt_is_scored_before_its_answer_whatever_else_runs(
         check(answer, LONG, expected(LONG), 0)
         assert answer.token_ids == alone.token_ids
     assert len({tuple(other.wait().token_ids) for other in crowd}) == 1
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version folder of a checkpoint in integers."""
+    folder = tmp_path_factory.mktemp("quantized")
+    source = open_checkpoint(str(sample("gpt2-tiny", folder / "gpt2", Steps())))
+    exported = export(source, folder / "repository", "tiny", by_name(request.param), None, Steps())
+    return exported.folders["tiny"]
+
+
+@pytest.mark.parametrize("budget", [8, 40])
+def test_a_quantized_graph_scores_a_prompt_in_steps_as_it_does_at_once(quantized: Path, budget: int) -> None:
+    served = Served(quantized, EngineOptions(max_prefill_tokens=budget, max_batch_size=3))
+    ids = served.vocabulary.encode(LONG)
+    assert len(ids) > budget
+    session = onnxruntime.InferenceSession(str(quantized / served.manifest.graph))
+    logprobs = log_softmax(session, served.manifest, ids)
+    crowd = [served.ask(text_input="hello", max_tokens=60, ignore_eos=True, stream=True) for _ in range(2)]
+    for max_tokens in (0, 4):
+        answer = served.ask(text_input=LONG, max_tokens=max_tokens, prompt_logprobs=3).wait()
+        assert answer.error == ""
+        scored = answer.pieces[0].prompt
+        assert scored is not None
+        assert scored.token_ids == ids
+        expected = [logprobs[place, token] for place, token in enumerate(ids[1:])]
+        assert [each.token for each in scored.logprobs] == pytest.approx(expected, abs=2e-3)
+        for row, each in zip(logprobs, scored.logprobs, strict=False):
+            assert each.top == pytest.approx(np.sort(row)[::-1][:3], abs=2e-3)
+    assert len({tuple(other.wait().token_ids) for other in crowd}) == 1
+    served.engine.close(0)
 
 
 def test_a_prompt_that_is_kept_is_scored_anew(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from in_torch import PROMPTS
 
@@ -52,3 +56,25 @@ def test_more_clients_than_slots_are_all_answered(client, reference, gauge, beco
         results = list(pool.map(lambda _: connection.generate(PROMPTS[0], max_tokens=16), range(80)))
     assert {result.token_ids for result in results} == {tuple(reference["gpt2-tiny"][PROMPTS[0]][:16])}
     becomes(0, gauge, "running", "gpt2-tiny")
+
+
+ASKS = """
+import sys
+from gptport_client import Client
+
+with Client(sys.argv[1], model="smollm2") as client:
+    list(client.stream("Once upon a time", max_tokens=1500, ignore_eos=True, timeout=300))
+"""
+
+
+@pytest.mark.parametrize("protocol", ["grpc_url", "http_url"])
+def test_a_client_that_is_killed_frees_its_slot_long_before_its_timeout(server, gauge, becomes, protocol):
+    becomes(0, gauge, "running")
+    client = subprocess.Popen([sys.executable, "-c", ASKS, getattr(server.address, protocol)])
+    try:
+        becomes(1, gauge, "running", seconds=60)
+    finally:
+        client.kill()
+        client.wait()
+    becomes(0, gauge, "running")
+    becomes(0, gauge, "waiting")
