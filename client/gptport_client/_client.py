@@ -299,12 +299,12 @@ class Client:
         """A sequence of tokens on a step model, for a loop of your own. Nothing is sent yet.
 
         Args:
-            transport: who holds keys and values: `state` is the server, on `{model}_step`; `shared_memory` is this client, on
-                `{model}_kv`, in memory that it shares with a server on the same machine; `auto` takes the second where it
-                can, as `loop="client"` and `beam_search` do.
+            transport: who holds keys and values: `state` is the server, on `{model}_step`; `shared_memory` and
+                `cuda_shared_memory` is this client, on `{model}_kv`, in memory, or memory of the GPU, that it shares with a
+                server on the same machine; `auto` takes what fits where the model runs, if it can, else the state.
 
         Raises:
-            InvalidRequest, ModelNotFound: with the first request, if it has to be `shared_memory` and cannot be.
+            InvalidRequest, ModelNotFound: with the first request, if it has to be shared memory and cannot be.
         """
         return Session(self._core.session(transport))
 

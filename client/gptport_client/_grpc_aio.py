@@ -10,6 +10,7 @@ import grpc  # type: ignore[import-untyped]
 from grpc import aio
 from tritonclient.grpc import service_pb2_grpc
 
+from gptport_client._cuda_region import give_back
 from gptport_client._errors import GptportError, ServerError
 from gptport_client._fetch import fetch
 from gptport_client._grpc_service import (
@@ -111,15 +112,22 @@ class AsyncGrpcTransport(GrpcService):
 
     async def _give_up(self, region: str) -> None:
         """As `Releases` does."""
-        with contextlib.suppress(GptportError, TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RELEASE_TIMEOUT):
-                while True:
-                    try:
-                        await self._unregister(region, RELEASE_TIMEOUT)
-                        break
-                    except ServerError:  # it is in use
-                        await asyncio.sleep(PAUSE)
+                while await self._in_use(region):
+                    await asyncio.sleep(PAUSE)
+            give_back(region)
         self._held.discard(region)
+
+    async def _in_use(self, region: str) -> bool:
+        """Whether the server could not give it up yet."""
+        try:
+            await self._unregister(region, RELEASE_TIMEOUT)
+        except ServerError:
+            return True
+        except GptportError:  # what became of the server cannot be told
+            pass
+        return False
 
     def _ended(self, answer: asyncio.Future[Any]) -> None:
         self._running.discard(answer)

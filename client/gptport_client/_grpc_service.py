@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
+from gptport_client._cuda_region import CudaRegistration
 from gptport_client._errors import GptportError, InvalidRequest
+from gptport_client._region import in_cuda_memory
 from gptport_client._status import Origin, error_from_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gptport_client._endpoint import TLS, Endpoint
-    from gptport_client._region import Registration
+    from gptport_client._step_cache import AnyRegistration
     from gptport_client._wire import InferRequest
 
 # A proxy before several servers reads it to keep the requests of a sequence together; Triton ignores it.
@@ -71,20 +73,30 @@ class GrpcService(ABC):
         request = service_pb2.RepositoryIndexRequest()
         return self._unary("RepositoryIndex", request, timeout, lambda answer: list(answer.models))
 
-    def register(self, registration: Registration, timeout: float | None) -> Any:
+    def register(self, registration: AnyRegistration, timeout: float | None) -> Any:
         self._held.add(registration.name)
+        if isinstance(registration, CudaRegistration):
+            cuda_request = service_pb2.CudaSharedMemoryRegisterRequest(
+                name=registration.name,
+                raw_handle=registration.handle,
+                device_id=registration.device,
+                byte_size=registration.byte_size,
+            )
+            return self._unary("CudaSharedMemoryRegister", cuda_request, timeout, lambda _: None)
         request = service_pb2.SystemSharedMemoryRegisterRequest(
             name=registration.name, key=registration.key, byte_size=registration.byte_size
         )
         return self._unary("SystemSharedMemoryRegister", request, timeout, lambda _: None)
 
-    def regions(self, timeout: float | None) -> Any:
-        request = service_pb2.SystemSharedMemoryStatusRequest()
-        return self._unary("SystemSharedMemoryStatus", request, timeout, lambda answer: list(answer.regions))
+    def regions(self, timeout: float | None, *, cuda: bool = False) -> Any:
+        kind = "Cuda" if cuda else "System"
+        request = getattr(service_pb2, f"{kind}SharedMemoryStatusRequest")()
+        return self._unary(f"{kind}SharedMemoryStatus", request, timeout, lambda answer: list(answer.regions))
 
     def _unregister(self, region: str, timeout: float | None) -> Any:
-        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=region)
-        return self._unary("SystemSharedMemoryUnregister", request, timeout, lambda _: None)
+        kind = "Cuda" if in_cuda_memory(region) else "System"
+        request = getattr(service_pb2, f"{kind}SharedMemoryUnregisterRequest")(name=region)
+        return self._unary(f"{kind}SharedMemoryUnregister", request, timeout, lambda _: None)
 
     @abstractmethod
     def _unary(

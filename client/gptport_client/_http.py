@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import http.client
 import json
 import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from gptport_client._cuda_region import CudaRegistration
 from gptport_client._deadline import Deadline
 from gptport_client._errors import Cancelled, GptportError, ProtocolError
 from gptport_client._fetch import fetch
 from gptport_client._grpc_service import SEND_TIMEOUT, closed_error
 from gptport_client._http_connections import Exchange, HttpConnections
 from gptport_client._http_wire import LENGTH_HEADER, generate_body, infer_body, read_event, read_infer
+from gptport_client._region import in_cuda_memory
 from gptport_client._releases import Releases
 from gptport_client._status import Origin, error_from_http, error_from_status, error_from_text
 
@@ -28,11 +32,11 @@ if TYPE_CHECKING:
     from email.message import Message
 
     from gptport_client._endpoint import Endpoint
-    from gptport_client._region import Registration
+    from gptport_client._step_cache import AnyRegistration
     from gptport_client._wire import InferRequest, InferResponse
 
 T = TypeVar("T")
-_REGIONS = "/v2/systemsharedmemory"
+_SYSTEM, _CUDA = "/v2/systemsharedmemory", "/v2/cudasharedmemory"
 MOST_THREADS = 256  # of an AsyncClient: requests at a time
 
 
@@ -70,17 +74,22 @@ class HttpTransport:
             self._sent.add(sent)
             sent.add_done_callback(self._sent.discard)
 
-    def register(self, registration: Registration, timeout: float | None) -> None:
+    def register(self, registration: AnyRegistration, timeout: float | None) -> None:
         self._held.add(registration.name)
-        wanted = {"key": registration.key, "offset": 0, "byte_size": registration.byte_size}
-        path = f"{_REGIONS}/region/{quote(registration.name)}/register"
+        wanted: dict[str, Any] = {"byte_size": registration.byte_size}
+        if isinstance(registration, CudaRegistration):
+            handle = base64.b64encode(registration.handle).decode()
+            wanted |= {"raw_handle": {"b64": handle}, "device_id": registration.device}
+        else:
+            wanted |= {"key": registration.key, "offset": 0}
+        path = f"{_region(registration.name)}/register"
         self._checked("POST", path, timeout, Origin(self.url), json.dumps(wanted).encode())
 
     def release(self, region: str) -> None:
         self._releases.release(region)
 
-    def regions(self, timeout: float | None) -> list[str]:
-        found = self._json("GET", f"{_REGIONS}/status", timeout, Origin(self.url))
+    def regions(self, timeout: float | None, *, cuda: bool = False) -> list[str]:
+        found = self._json("GET", f"{_CUDA if cuda else _SYSTEM}/status", timeout, Origin(self.url))
         return [each["name"] for each in found]
 
     def server_ready(self, timeout: float | None) -> bool:
@@ -119,7 +128,7 @@ class HttpTransport:
         self._connections.close()
 
     def _unregister(self, region: str, timeout: float) -> None:
-        self._checked("POST", f"{_REGIONS}/region/{quote(region)}/unregister", timeout, Origin(self.url))
+        self._checked("POST", f"{_region(region)}/unregister", timeout, Origin(self.url))
 
     def _ready(self, path: str, timeout: float | None) -> bool:
         status, _, _ = self._exchange("GET", path, timeout, Origin(self.url))
@@ -256,14 +265,14 @@ class AsyncHttpTransport:
     def send(self, request: InferRequest) -> None:
         self._blocking.send(request)
 
-    async def register(self, registration: Registration, timeout: float | None) -> None:
+    async def register(self, registration: AnyRegistration, timeout: float | None) -> None:
         await self._in_thread(self._blocking.register, registration, timeout)
 
     def release(self, region: str) -> None:
         self._blocking.release(region)
 
-    async def regions(self, timeout: float | None) -> list[str]:
-        return await self._in_thread(self._blocking.regions, timeout)
+    async def regions(self, timeout: float | None, *, cuda: bool = False) -> list[str]:
+        return await self._in_thread(partial(self._blocking.regions, cuda=cuda), timeout)
 
     async def server_ready(self, timeout: float | None) -> bool:
         return await self._in_thread(self._blocking.server_ready, timeout)
@@ -309,6 +318,10 @@ class AsyncHttpCall:
     def cancel(self) -> None:
         """See `AsyncCall`."""
         self._call.cancel()
+
+
+def _region(name: str) -> str:
+    return f"{_CUDA if in_cuda_memory(name) else _SYSTEM}/region/{quote(name)}"
 
 
 def _error_text(content: bytes) -> str:

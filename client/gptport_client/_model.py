@@ -43,14 +43,16 @@ class CacheLayout:
         datatype: of all of them, as Triton calls it.
         heads: their shape is `[1, heads, length, head_dim]`; the client chooses the length.
         head_dim: see `heads`.
-        on_gpu: whether the model runs on one, so that each request copies them there and back.
+        gpu: the number of the one that the model runs on; None if that is a CPU.
+        in_cuda_memory: whether they are held in that GPU's memory; else each request copies them there and back.
     """
 
     tensors: tuple[tuple[str, str], ...]
     datatype: str
     heads: int
     head_dim: int
-    on_gpu: bool = False
+    gpu: int | None = None
+    in_cuda_memory: bool = False
 
     @property
     def width(self) -> int:
@@ -156,5 +158,6 @@ def _cache_layout(config: Any) -> CacheLayout:
     if name not in _ITEM_SIZES:
         raise ValueError(f"the cache is {name}")
     names = tuple((past.name, present.name) for past, present in zip(pasts, presents, strict=True))
-    on_gpu = any(group.kind == pb.ModelInstanceGroup.KIND_GPU for group in config.instance_group)
-    return CacheLayout(names, name, heads, head_dim, on_gpu)
+    groups = [group for group in config.instance_group if group.kind == pb.ModelInstanceGroup.KIND_GPU]
+    gpu = next(iter(groups[0].gpus), 0) if groups else None
+    return CacheLayout(names, name, heads, head_dim, gpu)

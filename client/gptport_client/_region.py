@@ -9,7 +9,7 @@ import secrets
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SHM = Path("/dev/shm")
+# What the names of regions begin with.
+SYSTEM, CUDA = "gptport", "gptportcuda"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class SystemRegion:
         OSError: there is no room for it, or this system has no such memory.
     """
 
+    advice = "give /dev/shm more room"
+
     def __init__(self, rows: int, length: int, width: int) -> None:
         self.length = length
         self._width = width
@@ -54,8 +58,8 @@ class SystemRegion:
         memory = mmap.mmap(self._file, self._size)
         self._rows = np.frombuffer(memory, np.uint8).reshape(rows, length * width)
 
-    def copy(self, other: SystemRegion, used: int) -> None:
-        """Take the first `used` positions of each row of another."""
+    def copy(self, other: Any, used: int) -> None:
+        """Take the first `used` positions of each row of another of its kind."""
         self._rows[:, : used * self._width] = other._rows[:, : used * self._width]
 
     @contextlib.contextmanager
@@ -74,9 +78,14 @@ class SystemRegion:
             self._close()
 
 
-def new_name() -> str:
+def new_name(kind: str = SYSTEM) -> str:
     """A name that nobody guesses, and that says whose it is: the namespace of process ids, and the id."""
-    return f"gptport-{_namespace()}-{os.getpid()}-{secrets.token_hex(16)}"
+    return f"{kind}-{_namespace()}-{os.getpid()}-{secrets.token_hex(16)}"
+
+
+def in_cuda_memory(name: str) -> bool:
+    """Whether it is the name of a region of a GPU's memory."""
+    return name.startswith(f"{CUDA}-")
 
 
 def is_left(name: str) -> bool:
@@ -84,7 +93,7 @@ def is_left(name: str) -> bool:
     prefix, _, rest = name.partition("-")
     namespace, _, rest = rest.partition("-")
     process = rest.partition("-")[0]
-    if prefix != "gptport" or namespace != _namespace() or not process.isdecimal():
+    if prefix not in (SYSTEM, CUDA) or namespace != _namespace() or not process.isdecimal():
         return False
     try:
         os.kill(int(process), 0)

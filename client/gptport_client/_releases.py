@@ -10,6 +10,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from gptport_client._cuda_region import give_back
 from gptport_client._errors import GptportError, ServerError
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ class Releases:
         while time.monotonic() < end:
             try:
                 self._unregister(region, RELEASE_TIMEOUT)
-                break
             except ServerError:  # it is in use
                 time.sleep(PAUSE)
+                continue
             except GptportError:
-                break
+                pass
+            give_back(region)
+            break
         self._held.discard(region)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
 
-from gptport_client._errors import ModelNotFound, ProtocolError, ServerNotReady
+from gptport_client._cuda_region import bindings
+from gptport_client._errors import InvalidRequest, ModelNotFound, ProtocolError, ServerNotReady
 from gptport_client._model import ModelConfig, kv_model, read_config, step_model
 from gptport_client._region import room
 from gptport_client._retry import Retry, retrying
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 # How keys and values get to a step model: held by Triton as state, or by the client in memory that both share.
-StepTransport: TypeAlias = Literal["auto", "state", "shared_memory"]
+StepTransport: TypeAlias = Literal["auto", "state", "shared_memory", "cuda_shared_memory"]
 TRANSPORTS = get_args(StepTransport)
 ASK_TIMEOUT = 10.0  # seconds for a question that a server answers at once
 
@@ -50,15 +52,17 @@ class ServedModel:
     ) -> Flow[ModelConfig]:
         """The configuration of the step model to use for so many sequences.
 
-        With `auto` that is NAME_kv, if it is served on a CPU here and there is room for keys and values, else NAME_step.
+        With `auto` that is NAME_kv, if it is served here and there is room for keys and values where it runs, else NAME_step.
         """
         if transport == "state":
             return (yield from self.config(step_model(self.name), deadline, request_id))
-        if transport == "shared_memory":
-            return (yield from self._kv_config(deadline, request_id))
+        if transport != "auto":
+            return (yield from self._kv_config(transport, deadline, request_id))
         kv = yield from self.ask(partial(self._served_kv, deadline, request_id), deadline)
-        if kv is not None and (yield from self._can_share(kv, sequences, deadline, request_id)):
-            return kv
+        if kv is not None:
+            kv = _where_it_runs(kv)
+            if (yield from self._can_share(kv, sequences, deadline, request_id)):
+                return kv
         try:
             return (yield from self.config(step_model(self.name), deadline, request_id))
         except ModelNotFound:
@@ -78,16 +82,30 @@ class ServedModel:
         """The answers to a request that is not streamed."""
         return self.ask(partial(self._answers, request, deadline), deadline)
 
-    def _kv_config(self, deadline: Deadline, request_id: str) -> Flow[ModelConfig]:
+    def _kv_config(self, transport: StepTransport, deadline: Deadline, request_id: str) -> Flow[ModelConfig]:
         name = kv_model(self.name)
         try:
-            return (yield from self.config(name, deadline, request_id))
+            config = yield from self.config(name, deadline, request_id)
         except ModelNotFound as error:
             raise ModelNotFound(
-                f"transport='shared_memory' needs {name!r}, which {self.transport.url} does not serve: export with "
+                f"transport={transport!r} needs {name!r}, which {self.transport.url} does not serve: export with "
                 "--step-cache both, or use transport='state'",
                 request_id,
             ) from error
+        if transport == "shared_memory":
+            return config
+        if config.cache is None or config.cache.gpu is None:
+            raise InvalidRequest(
+                f"transport={transport!r} is for models on a GPU, and {name!r} runs on a CPU: use 'shared_memory'",
+                request_id,
+            )
+        try:
+            bindings()
+        except OSError as error:
+            raise InvalidRequest(
+                f"transport={transport!r} cannot be: {error}; or use 'shared_memory' or 'state'", request_id
+            ) from error
+        return _where_it_runs(config)
 
     def _served_kv(self, deadline: Deadline, request_id: str) -> Flow[ModelConfig | None]:
         try:
@@ -99,12 +117,14 @@ class ServedModel:
         self, model: ModelConfig, sequences: int, deadline: Deadline, request_id: str
     ) -> Flow[bool]:
         cache = model.cache
-        if cache is None or cache.on_gpu or room() < sequences * cache.bytes(model.max_length):
+        if cache is None:
+            return False
+        if not cache.in_cuda_memory and room() < sequences * cache.bytes(model.max_length):
             return False
         if self._shares is None:
             left = deadline.remaining(request_id)
             self._shares = yield from can_share(
-                self.transport, ASK_TIMEOUT if left is None else left, request_id
+                self.transport, cache, ASK_TIMEOUT if left is None else left, request_id
             )
         return self._shares
 
@@ -134,3 +154,10 @@ class ServedModel:
         if len(contents) != 1:
             raise ProtocolError(f"the server sent {len(contents)} files for {file}, not one", request_id)
         return contents[0]
+
+
+def _where_it_runs(model: ModelConfig) -> ModelConfig:
+    """The same, with keys and values in the memory of the GPU that it runs on, if it does."""
+    if model.cache is None or model.cache.gpu is None:
+        return model
+    return replace(model, cache=replace(model.cache, in_cuda_memory=True))

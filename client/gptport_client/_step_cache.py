@@ -6,8 +6,9 @@ import re
 import secrets
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from gptport_client._cuda_region import CudaRegion, CudaRegistration
 from gptport_client._errors import (
     Cancelled,
     ConnectionError,  # noqa: A004 - ours
@@ -36,7 +37,17 @@ _NO_REGION = re.compile(r"unable to find shared memory region", re.IGNORECASE)
 # These say nothing about whether memory can be shared.
 _PASSING = (Cancelled, ConnectionError, DeadlineExceeded, QueueFull, ServerNotReady)
 
+# Beside a server on the same machine.
+_NEEDED = (
+    "sees this client's /dev/shm (between containers: the same ipc) and runs as the same user or as root"
+)
+_NEEDED_OF_GPUS = (
+    "sees the same GPU under the same number (between containers: the same ipc and pid namespace)"
+)
+
 _SHORTEST = 64  # positions of a region
+Region: TypeAlias = SystemRegion | CudaRegion
+AnyRegistration: TypeAlias = "Registration | CudaRegistration"
 
 
 class StepCache(Protocol):
@@ -118,8 +129,8 @@ class ClientCache:
         self._model = model
         self._layout = layout
         self._request_id = request_id
-        self._region: SystemRegion | None = None
-        self._registered: weakref.finalize[Any, SystemRegion] | None = None
+        self._region: Region | None = None
+        self._registered: weakref.finalize[Any, Region] | None = None
         self._template: InferRequest = None
 
     def prepare(self, past: int, count: int, timeout: float | None) -> Flow[None]:
@@ -167,18 +178,19 @@ class ClientCache:
         self._leave()
         self._region = region
 
-    def _copy(self, length: int, used: int) -> SystemRegion:
+    def _copy(self, length: int, used: int) -> Region:
         layout = self._layout
         try:
-            region = SystemRegion(len(layout.tensors) * layout.heads, length, layout.width)
+            region = new_region(layout, length)
+            if self._region is not None:
+                region.copy(self._region, used)
         except OSError as error:
+            advice = (CudaRegion if layout.in_cuda_memory else SystemRegion).advice
             raise InvalidRequest(
-                f"there is no shared memory for {length} tokens, {layout.bytes(length):,} bytes: {error}; give /dev/shm "
-                "more room, or use transport='state', which needs NAME_step",
+                f"there is no shared memory for {length} tokens, {layout.bytes(length):,} bytes: {error}; {advice}, "
+                "or use transport='state', which needs NAME_step",
                 self._request_id,
             ) from error
-        if self._region is not None:
-            region.copy(self._region, used)
         return region
 
     def _register(self, timeout: float | None) -> Flow[None]:
@@ -190,8 +202,8 @@ class ClientCache:
             try:
                 yield from register(self._transport, registration, timeout, self._request_id)
             except BaseException:  # an interrupt too
-                release()
                 self._region = self._copy(region.length, region.length)  # one can be registered once
+                release()
                 raise
         self._registered = release
         self._template = with_cache(
@@ -204,34 +216,48 @@ class ClientCache:
             self._registered = None
 
 
+def new_region(layout: CacheLayout, length: int) -> Region:
+    """Memory for so many tokens, where the layout wants it; OSError if there is none."""
+    rows = len(layout.tensors) * layout.heads
+    if layout.in_cuda_memory:
+        return CudaRegion(rows, length, layout.width, layout.gpu or 0)
+    return SystemRegion(rows, length, layout.width)
+
+
 def register(
-    transport: AnyTransport, registration: Registration, timeout: float | None, request_id: str
+    transport: AnyTransport, registration: AnyRegistration, timeout: float | None, request_id: str
 ) -> Flow[None]:
     """Have the server map a region, and give up those of clients on this machine that were killed.
 
     Raises:
         InvalidRequest: it cannot.
     """
+    cuda = isinstance(registration, CudaRegistration)
     try:
-        for name in (yield partial(transport.regions, timeout)):
+        for name in (yield partial(transport.regions, timeout, cuda=cuda)):
             if is_left(name):
                 transport.release(name)
         yield partial(transport.register, registration, timeout)
     except _PASSING:
         raise
     except GptportError as error:
+        memory = (
+            f"memory of GPU {registration.device}" if isinstance(registration, CudaRegistration) else "memory"
+        )
+        needed = _NEEDED_OF_GPUS if cuda else _NEEDED
         raise InvalidRequest(
-            f"memory cannot be shared with {transport.url}: {error}. That needs a server on this machine that sees this "
-            "client's /dev/shm (between containers: the same ipc), runs as the same user or as root, and since Triton 26.04 was "
-            "started with --allow-client-shm=true; else use transport='state', which needs NAME_step",
+            f"{memory} cannot be shared with {transport.url}: {error}. That needs a server on this machine that {needed}, and "
+            "since Triton 26.04 was started with --allow-client-shm=true; else use transport='state', which needs NAME_step",
             request_id,
         ) from error
 
 
-def can_share(transport: AnyTransport, timeout: float | None, request_id: str) -> Flow[bool]:
-    """Whether the server maps memory of this client."""
+def can_share(
+    transport: AnyTransport, layout: CacheLayout, timeout: float | None, request_id: str
+) -> Flow[bool]:
+    """Whether the server maps memory of this client, where the layout wants it."""
     try:
-        region = SystemRegion(1, 1, 1)
+        region = new_region(layout, 1)
     except OSError:
         return False
     with region.registration() as registration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from gptport_client._region import Registration
+    from gptport_client._step_cache import AnyRegistration
     from gptport_client._wire import InferRequest, InferResponse
 
 
@@ -48,14 +48,14 @@ class Transport(Protocol):
     def send(self, request: InferRequest) -> None:
         """Send a request whose response nobody needs; neither waits nor fails."""
 
-    def register(self, registration: Registration, timeout: float | None) -> None:
+    def register(self, registration: AnyRegistration, timeout: float | None) -> None:
         """Have the server map memory that it shares with this process."""
 
     def release(self, region: str) -> None:
         """Have the server give a region up, once no request uses it; neither waits nor fails. Closing does so with all."""
 
-    def regions(self, timeout: float | None) -> list[str]:
-        """The names of the regions that the server has mapped."""
+    def regions(self, timeout: float | None, *, cuda: bool = False) -> list[str]:
+        """The names of the regions of system memory, or of GPUs' memory, that the server has mapped."""
 
     def server_ready(self, timeout: float | None) -> bool:
         """Whether the server takes requests."""
@@ -93,11 +93,11 @@ class AsyncTransport(Protocol):
 
     def send(self, request: InferRequest) -> None: ...
 
-    async def register(self, registration: Registration, timeout: float | None) -> None: ...
+    async def register(self, registration: AnyRegistration, timeout: float | None) -> None: ...
 
     def release(self, region: str) -> None: ...
 
-    async def regions(self, timeout: float | None) -> list[str]: ...
+    async def regions(self, timeout: float | None, *, cuda: bool = False) -> list[str]: ...
 
     async def server_ready(self, timeout: float | None) -> bool: ...
 

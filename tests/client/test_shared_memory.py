@@ -245,7 +245,7 @@ class TestWhereItCannotBe:
 
     def test_a_wrong_choice_is_refused(self, client):
         with pytest.raises(
-            InvalidRequest, match="transport is 'tcp'; give one of 'auto', 'state', 'shared_memory'"
+            InvalidRequest, match="transport is 'tcp'; give one of 'auto', 'state', 'shared_memory', 'cuda_"
         ):
             client.session(transport="tcp")
 

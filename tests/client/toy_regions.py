@@ -1,4 +1,4 @@
-"""Triton's system shared memory extension for the toy, and its step model whose caches are inputs and outputs.
+"""Triton's shared memory extensions for the toy, and its step model whose caches are inputs and outputs.
 
 A position of each row of its cache is the token there, so that a row that was not carried along gives other logits.
 """
@@ -22,6 +22,8 @@ class ToyRegions:
         self.mapped: dict[str, np.ndarray] = {}
         self.refusal = ""  # of what is registered
         self.in_use = 0  # so often, unregistering is refused
+        self.gpu: int | None = None  # the number of the one that toy_kv runs on
+        self.cuda = None  # the ToyCuda of this machine
 
     def SystemSharedMemoryRegister(self, request, context):
         if self.refusal:
@@ -46,8 +48,31 @@ class ToyRegions:
         self.mapped.pop(request.name, None)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
+    def CudaSharedMemoryRegister(self, request, context):
+        if self.refusal:
+            context.abort(grpc.StatusCode.INTERNAL, self.refusal)
+        assert request.device_id == self.gpu
+        self.mapped[request.name] = self.cuda.opened(request.raw_handle)
+        assert self.mapped[request.name].nbytes == request.byte_size
+        return service_pb2.CudaSharedMemoryRegisterResponse()
+
+    def CudaSharedMemoryStatus(self, request, context):
+        response = service_pb2.CudaSharedMemoryStatusResponse()
+        for name in self.mapped:
+            response.regions[name].name = name
+        return response
+
+    def CudaSharedMemoryUnregister(self, request, context):
+        memory = self.mapped.get(request.name)
+        self.SystemSharedMemoryUnregister(request, context)
+        if memory is not None:
+            self.cuda.closed(memory)
+        return service_pb2.CudaSharedMemoryUnregisterResponse()
+
     def describe(self, config) -> None:
         """Add the caches to the configuration of the model."""
+        if self.gpu is not None:
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[self.gpu], count=1)
         for past, present in TENSORS:
             for tensors, name in ((config.input, past), (config.output, present)):
                 tensors.add(name=name, data_type=pb.TYPE_FP32, dims=[HEADS, -1, HEAD_DIM])

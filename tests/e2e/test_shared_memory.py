@@ -9,7 +9,8 @@ import pytest
 
 from gptport.cli import main
 from gptport.server import running
-from gptport_client import AsyncClient, Client, SequenceLost
+from gptport_client import AsyncClient, Client, GptportError, SequenceLost
+from gptport_client._cuda_region import CudaRegistration
 
 MODEL = "gpt2-tiny"
 PROMPT = "Alice was beginning to get very tired"
@@ -86,6 +87,15 @@ def test_nothing_is_left_mapped(url, server):
     asyncio.run(ask())
     with Client(server.address.grpc_url, model=MODEL) as client:
         assert client._transport.regions(5) == []
+
+
+def test_the_servers_extension_for_gpus_takes_the_requests(url):
+    """There is no GPU, so CUDA cannot open the handle; that Triton says no more than this shows that the request is right."""
+    with Client(url, model=MODEL) as client:
+        transport = client._transport
+        assert transport.regions(5, cuda=True) == []
+        with pytest.raises(GptportError, match="failed to register shared memory region: invalid args"):
+            transport.register(CudaRegistration("gptportcuda-1", bytes(64), 0, 2 << 20), 5)
 
 
 def test_a_session_resumes_after_a_restart_and_computes_nothing_anew(repository):
