@@ -301,7 +301,8 @@ class Client:
         Args:
             transport: who holds keys and values: `state` is the server, on `{model}_step`; `shared_memory` and
                 `cuda_shared_memory` is this client, on `{model}_kv`, in memory, or memory of the GPU, that it shares with a
-                server on the same machine; `auto` takes what fits where the model runs, if it can, else the state.
+                server on the same machine; `request` is this client, where `{model}_step` is a graph whose cache grows: they
+                travel with each request. `auto` takes what fits where the model runs, if it can, else what `{model}_step` is.
 
         Raises:
             InvalidRequest, ModelNotFound: with the first request, if it has to be shared memory and cannot be.

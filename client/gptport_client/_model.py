@@ -11,10 +11,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 from gptport_client._errors import InvalidRequest, ProtocolError
 
 SCHEMA = "1"
-Kind: TypeAlias = Literal["text", "step", "kv"]
+Kind: TypeAlias = Literal["text", "step", "kv", "growing"]
 
 _ITEM_SIZES = {"FP32": 4, "FP16": 2, "BF16": 2}
-_IDS = ("input_ids", "position_ids", "seqlens_k")
+_INPUTS = ("input_ids", "position_ids", "seqlens_k", "attention_mask", "use_cache_branch")  # beside the cache
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class CacheLayout:
     Attributes:
         tensors: an input and the output that takes its place, for each layer's keys and each layer's values.
         datatype: of all of them, as Triton calls it.
-        heads: their shape is `[1, heads, length, head_dim]`; the client chooses the length.
+        heads: their shape is `[1, heads, length, head_dim]`; the client chooses the length, or it is that of the tokens so far.
         head_dim: see `heads`.
+        inputs: the model's others, by name.
         gpu: the number of the one that the model runs on; None if that is a CPU.
         in_cuda_memory: whether they are held in that GPU's memory; else each request copies them there and back.
     """
@@ -51,6 +52,7 @@ class CacheLayout:
     datatype: str
     heads: int
     head_dim: int
+    inputs: tuple[str, ...]
     gpu: int | None = None
     in_cuda_memory: bool = False
 
@@ -70,13 +72,13 @@ class ModelConfig:
 
     Attributes:
         name: the model's name on the server.
-        kind: `text` (text in, text out), or ids in, logits out: `step` (the server holds keys and values) or
-            `kv` (the client does).
+        kind: `text` (text in, text out), or ids in, logits out: `step` (the server holds keys and values), `kv` (the client
+            does, in memory that both share) or `growing` (the client does, and sends them with each request).
         max_length: most tokens of prompt and answer together.
         vocab_size: token ids are below this.
         eos_token_ids: each of them ends a text; may be empty.
         tokenizer_sha256: of the model's tokenizer.json; empty if it has none.
-        cache: what the client holds of a sequence; None for other kinds than `kv`.
+        cache: what the client holds of a sequence; None if it holds nothing.
     """
 
     name: str
@@ -130,7 +132,7 @@ def read_config(config: Any) -> ModelConfig:
                 int(token) for token in parameters["eos_token_ids"].split(",") if token.strip()
             ),
             tokenizer_sha256=parameters.get("tokenizer_sha256", ""),
-            cache=_cache_layout(config) if kind == "kv" else None,
+            cache=_cache_layout(config) if kind in ("kv", "growing") else None,
         )
     except (KeyError, ValueError) as error:
         raise ProtocolError(
@@ -139,16 +141,16 @@ def read_config(config: Any) -> ModelConfig:
 
 
 def _kind(name: str) -> Kind:
-    if name not in ("text", "step", "kv"):
-        raise ValueError(f"gptport_kind is {name!r}, not text, step or kv")
+    if name not in ("text", "step", "kv", "growing"):
+        raise ValueError(f"gptport_kind is {name!r}, not text, step, kv or growing")
     return cast("Kind", name)
 
 
 def _cache_layout(config: Any) -> CacheLayout:
     """Of inputs and outputs in their order: the n-th cache input belongs to the n-th cache output."""
-    pasts = [tensor for tensor in config.input if tensor.name not in _IDS]
+    pasts = [tensor for tensor in config.input if tensor.name not in _INPUTS]
     presents = [tensor for tensor in config.output if tensor.name != "logits"]
-    shapes = {(tensor.data_type, *tensor.dims) for tensor in (*pasts, *presents)}
+    shapes = {(tensor.data_type, *tensor.dims[-3:]) for tensor in (*pasts, *presents)}
     if len(pasts) != len(presents) or len(shapes) != 1:
         raise ValueError(f"{len(pasts)} cache inputs and {len(presents)} outputs of the shapes {shapes}")
     ((datatype, heads, length, head_dim),) = shapes
@@ -158,6 +160,7 @@ def _cache_layout(config: Any) -> CacheLayout:
     if name not in _ITEM_SIZES:
         raise ValueError(f"the cache is {name}")
     names = tuple((past.name, present.name) for past, present in zip(pasts, presents, strict=True))
+    inputs = tuple(tensor.name for tensor in config.input if tensor.name in _INPUTS)
     groups = [group for group in config.instance_group if group.kind == pb.ModelInstanceGroup.KIND_GPU]
     gpu = next(iter(groups[0].gpus), 0) if groups else None
-    return CacheLayout(names, name, heads, head_dim, gpu)
+    return CacheLayout(names, name, heads, head_dim, inputs, gpu)

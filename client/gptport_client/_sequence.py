@@ -11,8 +11,8 @@ from gptport_client._errors import (
     ModelNotFound,
     SequenceLost,
 )
+from gptport_client._request_cache import RequestCache
 from gptport_client._step_cache import ClientCache, ServerCache
-from gptport_client._wire import read_logits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,17 @@ class StepSequence:
             InvalidRequest: there is no room for the tokens, or the sequence was lost before.
         """
         self._check(token_ids)
+        before = len(self.tokens)
+        pieces = [token_ids[i : i + self._cache.most] for i in range(0, len(token_ids), self._cache.most)]
+        try:
+            for piece in pieces[:-1]:
+                yield from self._append(piece, deadline, end=False)
+            return (yield from self._append(pieces[-1], deadline, end=end))
+        except BaseException:  # an interrupt too: all are appended, or none
+            del self.tokens[before:]
+            raise
+
+    def _append(self, token_ids: Sequence[int], deadline: Deadline, *, end: bool) -> Flow[Logits]:
         past = len(self.tokens)
         yield from self._cache.prepare(past, len(token_ids), deadline.remaining(self._request_id))
         request = self._cache.request(past, token_ids, end=end)
@@ -62,7 +73,7 @@ class StepSequence:
         except BaseException:  # whether the server has appended them is not known
             self.lost = True
             raise
-        logits = read_logits(response, self._model.vocab_size)
+        logits = self._cache.receive(response)
         self.tokens.extend(token_ids)
         return logits
 
@@ -123,4 +134,6 @@ class StepSequence:
 def _cache(transport: AnyTransport, model: ModelConfig, request_id: str) -> StepCache:
     if model.cache is None:
         return ServerCache(transport, model, request_id)
+    if model.kind == "growing":
+        return RequestCache(model, model.cache, request_id)
     return ClientCache(transport, model, model.cache, request_id)

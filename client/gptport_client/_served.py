@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from gptport_client._wire import InferRequest
 
 T = TypeVar("T")
-# How keys and values get to a step model: held by Triton as state, or by the client in memory that both share.
-StepTransport: TypeAlias = Literal["auto", "state", "shared_memory", "cuda_shared_memory"]
-TRANSPORTS = get_args(StepTransport)
+# How keys and values get to a step model: held by Triton as state, or by the client, in memory that both share or sent with
+# each request.
+StepTransport: TypeAlias = Literal["auto", "state", "shared_memory", "cuda_shared_memory", "request"]
+TRANSPORTS: tuple[str, ...] = get_args(StepTransport)
+_KINDS = {"state": "step", "request": "growing"}
 ASK_TIMEOUT = 10.0  # seconds for a question that a server answers at once
 
 
@@ -53,9 +55,19 @@ class ServedModel:
         """The configuration of the step model to use for so many sequences.
 
         With `auto` that is NAME_kv, if it is served here and there is room for keys and values where it runs, else NAME_step.
+
+        Raises:
+            InvalidRequest: NAME_step does not go with the transport.
         """
-        if transport == "state":
-            return (yield from self.config(step_model(self.name), deadline, request_id))
+        if transport in _KINDS:
+            step = yield from self.config(step_model(self.name), deadline, request_id)
+            if step.kind != _KINDS[transport]:
+                fitting = "request" if step.kind == "growing" else "state"
+                raise InvalidRequest(
+                    f"transport is {transport!r}, and {step.name!r} goes with {fitting!r}; give that, or 'auto'",
+                    request_id,
+                )
+            return step
         if transport != "auto":
             return (yield from self._kv_config(transport, deadline, request_id))
         kv = yield from self.ask(partial(self._served_kv, deadline, request_id), deadline)

@@ -110,14 +110,14 @@ class Session:
     def fork(self) -> Session:
         """A second session with the same tokens.
 
-        In shared memory it has a copy of their keys and values; else the server computes them again with the first `append`.
+        What the client holds of them goes along; else the server computes them again with the first `append`.
         """
         return Session(self._flows.fork())
 
     def resume(self, *, timeout: float | None = None) -> Logits:
         """Go on after an error; the logits `[vocab]` behind the last of the confirmed tokens.
 
-        In shared memory their keys and values are still there; else the server computes all of them again.
+        Where the client holds their keys and values they are still there; else the server computes all of them again.
         """
         return run(self._flows.resume(timeout))
 

@@ -19,7 +19,7 @@ from gptport_client._errors import (
     ServerNotReady,
 )
 from gptport_client._region import SystemRegion, is_left
-from gptport_client._wire import kv_request, step_request, with_cache
+from gptport_client._wire import kv_request, read_logits, step_request, with_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from gptport_client._flow import Flow
     from gptport_client._model import CacheLayout, ModelConfig
     from gptport_client._region import Registration
+    from gptport_client._sampling import Logits
     from gptport_client._transport import AnyTransport
-    from gptport_client._wire import InferRequest
+    from gptport_client._wire import InferRequest, InferResponse
 
 # What Triton (and what a backend of sequences) answers to a request of a sequence that it does not know.
 _NO_SEQUENCE = re.compile(r"start flag|sequence_start", re.IGNORECASE)
@@ -51,13 +52,22 @@ AnyRegistration: TypeAlias = "Registration | CudaRegistration"
 
 
 class StepCache(Protocol):
-    """Keys and values of one sequence; `past` is how many of its tokens they are of."""
+    """Keys and values of one sequence; `past` is how many of its tokens they are of.
+
+    Attributes:
+        most: tokens that one request may append.
+    """
+
+    most: int
 
     def prepare(self, past: int, count: int, timeout: float | None) -> Flow[None]:
         """Make room for `count` tokens more."""
 
     def request(self, past: int, token_ids: Sequence[int], *, end: bool) -> InferRequest:
         """The request that appends tokens. With `end` there is no next one."""
+
+    def receive(self, response: InferResponse) -> Logits:
+        """The logits `[vocab]` in the answer to the last request."""
 
     def lost(self, error: GptportError) -> str:
         """Why the server no longer knows them, if that is what the error says; else empty."""
@@ -79,6 +89,7 @@ class ServerCache:
         self._transport = transport
         self._model = model
         self._request_id = request_id
+        self.most = model.max_length
         self._id = _sequence_id()
         self._open = False  # the server may hold state for it: it was started and not ended
 
@@ -92,6 +103,9 @@ class ServerCache:
         return step_request(
             self._model.name, self._request_id, self._id, token_ids, past, start=start, end=end
         )
+
+    def receive(self, response: InferResponse) -> Logits:
+        return read_logits(response, self._model.vocab_size)
 
     def lost(self, error: GptportError) -> str:
         if not _NO_SEQUENCE.search(str(error)):
@@ -129,6 +143,7 @@ class ClientCache:
         self._model = model
         self._layout = layout
         self._request_id = request_id
+        self.most = model.max_length
         self._region: Region | None = None
         self._registered: weakref.finalize[Any, Region] | None = None
         self._template: InferRequest = None
@@ -147,6 +162,9 @@ class ClientCache:
 
     def request(self, past: int, token_ids: Sequence[int], *, end: bool) -> InferRequest:  # noqa: ARG002
         return kv_request(self._template, token_ids, past)
+
+    def receive(self, response: InferResponse) -> Logits:
+        return read_logits(response, self._model.vocab_size)
 
     def lost(self, error: GptportError) -> str:
         return (

@@ -17,6 +17,8 @@ from gptport_client._score import Score
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from gptport_client._beam_search import BeamOptions
     from gptport_client._model import CacheLayout
     from gptport_client._params import SamplingParams
@@ -57,6 +59,7 @@ PARAMETER_TENSORS = {
     "prompt_lookup": (("prompt_lookup", "INT32"),),
 }
 NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
+_FLOATS = {"FP32": "<f4", "FP16": "<f2"}
 # What the text model answers with.
 OUTPUT_DATATYPES = {
     "text_output": "BYTES",
@@ -171,6 +174,62 @@ def kv_request(template: InferRequest, token_ids: Sequence[int], past: int) -> I
     request.CopyFrom(template)
     _add_step(request, token_ids, past)
     return request
+
+
+def growing_request(
+    model: str,
+    request_id: str,
+    layout: CacheLayout,
+    token_ids: Sequence[int],
+    past: int,
+    cache: Sequence[NDArray[np.generic]],
+) -> InferRequest:
+    """Ask the step model whose cache grows to append `token_ids` to `past` tokens.
+
+    `cache` has an array `[1, heads, past, head_dim]` for each of the layout's tensors.
+    """
+    request = _request(model, request_id)
+    count = len(token_ids)
+    others = {
+        "input_ids": ("INT64", (1, count), np.asarray(token_ids, "<i8")),
+        "position_ids": ("INT64", (1, count), np.arange(past, past + count, dtype="<i8")),
+        "attention_mask": ("INT64", (1, past + count), np.ones(past + count, "<i8")),
+        "use_cache_branch": ("BOOL", (1,), np.array([past > 0])),
+    }
+    for name in layout.inputs:
+        datatype, shape, values = others[name]
+        _add(request, name, datatype, shape, values.tobytes())
+    for (name, _), array in zip(layout.tensors, cache, strict=True):
+        _add(request, name, layout.datatype, array.shape, array.tobytes())
+    return request
+
+
+def read_growing(
+    response: InferResponse, layout: CacheLayout, vocab_size: int, length: int
+) -> tuple[Logits, tuple[NDArray[np.generic], ...]]:
+    """What the step model whose cache grows answered: the logits `[vocab]` behind the last token, float32, and the cache.
+
+    Raises:
+        ProtocolError: something is missing, or of another type or size than `length` tokens have.
+    """
+    outputs = _outputs(response)
+    datatype, data = outputs.get("logits", ("missing", b""))
+    rows = np.frombuffer(data, _FLOATS[datatype]) if datatype in _FLOATS else np.zeros(0, "<f4")
+    if not rows.size or rows.size % vocab_size:
+        raise ProtocolError(
+            f"the step model answered logits {datatype} of {len(data)} bytes, not rows of {vocab_size} numbers"
+        )
+    size = layout.bytes(length) // len(layout.tensors)
+    cache = []
+    for _, name in layout.tensors:
+        data = _output(outputs, name, layout.datatype)
+        if len(data) != size:
+            raise ProtocolError(
+                f"the step model answered {len(data)} bytes of {name}; {length} tokens have {size}"
+            )
+        values = np.frombuffer(data, f"<u{layout.width // layout.head_dim}")
+        cache.append(values.reshape(1, layout.heads, length, layout.head_dim))
+    return rows[-vocab_size:].astype("<f4"), tuple(cache)
 
 
 def _add_step(request: InferRequest, token_ids: Sequence[int], past: int) -> None:

@@ -102,10 +102,18 @@ class Handler(BaseHTTPRequestHandler):
         except Abort as error:
             self._refuse(error)
             return
-        (logits,) = response.raw_output_contents
-        output = {"name": "logits", "datatype": "FP32", "shape": list(response.outputs[0].shape)}
-        head = json.dumps({"outputs": [{**output, "parameters": {"binary_data_size": len(logits)}}]}).encode()
-        self._answer(200, head + logits, {"Inference-Header-Content-Length": str(len(head))})
+        outputs = [
+            {
+                "name": output.name,
+                "datatype": output.datatype,
+                "shape": list(output.shape),
+                "parameters": {"binary_data_size": len(content)},
+            }
+            for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
+        ]
+        head = json.dumps({"outputs": outputs}).encode()
+        body = b"".join((head, *response.raw_output_contents))
+        self._answer(200, body, {"Inference-Header-Content-Length": str(len(head))})
 
     def _generate(self, body):
         context = Context()

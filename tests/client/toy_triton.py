@@ -18,12 +18,21 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+import toy_growing
 from toy_regions import ToyRegions
 
 EOS = 0
 MAX_LENGTH = 64
 TRAINING_TEXT = ["Grüße, 世界! 😀 The quick brown fox jumps over the lazy dog. 𝄞 don't stop  now"] * 2
-NUMBERS = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
+NUMBERS = {
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "FP32": "<f4",
+    "FP16": "<f2",
+    "BOOL": "?",
+}
 
 
 def byte_level_tokenizer() -> Tokenizer:
@@ -112,6 +121,8 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
         self.tokenizer_file = self.tokenizer.to_str().encode()
         self.vocab_size = self.tokenizer.get_vocab_size()
         self.models = {"toy", "toy_step"}
+        self.grows: tuple[str, ...] = ()  # the inputs of toy_step beside its cache, if that grows
+        self.cache_datatype = "FP32"  # of that cache
         self.ready = True
         self.max_length = MAX_LENGTH
         self.files = {
@@ -182,6 +193,9 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
         }
         if request.name == "toy_kv":
             self.describe(response.config)
+        if request.name == "toy_step" and self.grows:
+            parameters["gptport_kind"] = "growing"
+            toy_growing.describe(response.config, self.grows, self.cache_datatype)
         for key, value in parameters.items():
             if value is None:
                 continue
@@ -197,6 +211,8 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
         self.metadata = dict(context.invocation_metadata())
         tensors = read_inputs(request)
         ids = tensors["input_ids"].ravel().tolist()
+        if request.model_name == "toy_step" and self.grows:
+            return self._infer_growing(request, tensors, ids)
         count = int(tensors["position_ids"].ravel()[0])
         assert tensors["position_ids"].ravel().tolist() == list(range(count, count + len(ids)))
         assert tensors["seqlens_k"].tolist() == [[count + len(ids) - 1]]
@@ -211,6 +227,14 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
         response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
         response.outputs.add(name="logits", datatype="FP32", shape=(1, self.vocab_size))
         response.raw_output_contents.append(logits.tobytes())
+        return response
+
+    def _infer_growing(self, request, tensors: dict, ids: list[int]):
+        self.steps.append({"ids": ids, "id": request.id})
+        before = toy_growing.tokens_before(tensors, self.grows)
+        rows = [next_logits([*before, *ids[: i + 1]], self.vocab_size) for i in range(len(ids))]
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        toy_growing.add_answer(response, [*before, *ids], np.array(rows), self.cache_datatype)
         return response
 
     def _append_to_sequence(self, request, context, ids: list[int], count: int) -> list[int]:

@@ -4,6 +4,7 @@ Run it with an interpreter that has the tool, from this folder:
 
     python make.py genai TOKENIZER  # onnxruntime-genai 0.18.0 (benchmarks/peers/genai.txt)
     python make.py optimum          # optimum-onnx 0.1.0, optimum 2.1.0, transformers 4.57.6, torch 2.13.0, onnx 1.23.2
+    python make.py merged           # the same
 
 The builder wants a tokenizer to copy: TOKENIZER is a directory with one, such as the sample gpt2-tiny. The tests add that
 tokenizer again.
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 HERE = Path(__file__).parent
 LLAMA = LlamaConfig(
@@ -33,6 +34,16 @@ LLAMA = LlamaConfig(
     bos_token_id=0,
     eos_token_id=0,
     tie_word_embeddings=False,
+)
+
+GPT2 = GPT2Config(
+    vocab_size=384,
+    n_embd=16,
+    n_layer=2,
+    n_head=2,
+    n_positions=128,
+    bos_token_id=0,
+    eos_token_id=0,
 )
 
 
@@ -65,6 +76,27 @@ def optimum(work: Path) -> None:
     keep(work, "optimum-llama", "model.onnx", "config.json", "generation_config.json")
 
 
+def merged(work: Path) -> None:
+    """Without and with past in one graph, as optimum wrote them before 2.0 and transformers.js took them."""
+    from optimum.exporters.onnx import export
+    from optimum.exporters.onnx.model_configs import GPT2OnnxConfig
+    from optimum.onnx import merge_decoders
+
+    source = save(GPT2LMHeadModel(GPT2), work)
+    model = GPT2LMHeadModel.from_pretrained(source).eval()
+    for past, made in ((False, "without"), (True, "with")):
+        config = GPT2OnnxConfig(model.config, task="text-generation", use_past=True, use_past_in_inputs=past)
+        (work / made).mkdir()
+        export(model, config, work / made / "model.onnx")
+    merge_decoders(
+        work / "without/model.onnx",
+        work / "with/model.onnx",
+        save_path=work / "decoder_model_merged.onnx",
+        strict=False,
+    )
+    keep(work, "optimum-merged", "decoder_model_merged.onnx", "config.json", "generation_config.json")
+
+
 def keep(made: Path, name: str, *files: str) -> None:
     """Put what is needed beside this file."""
     target = HERE / name
@@ -77,4 +109,4 @@ def keep(made: Path, name: str, *files: str) -> None:
 if __name__ == "__main__":
     torch.manual_seed(1)
     with tempfile.TemporaryDirectory() as folder:
-        {"genai": genai, "optimum": optimum}[sys.argv[1]](Path(folder))
+        {"genai": genai, "optimum": optimum, "merged": merged}[sys.argv[1]](Path(folder))
