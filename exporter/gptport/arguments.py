@@ -128,7 +128,9 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
 
 def _add_package(commands: _Commands) -> argparse.ArgumentParser:
     command = _command(
-        commands, "package", "Make Triton models of an ONNX directory that onnxruntime-genai's builder wrote."
+        commands,
+        "package",
+        "Make Triton models of an ONNX directory that onnxruntime-genai's builder or optimum wrote.",
     )
     command.add_argument(
         "directory",

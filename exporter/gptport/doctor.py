@@ -10,8 +10,7 @@ import onnx
 import psutil
 from rich.filesize import decimal
 
-from . import images, integrity, manifest, server, triton_config, versions
-from .repository import STEP_SUFFIXES
+from . import images, integrity, manifest, operator_counts, server, triton_config, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +76,7 @@ def examine(repository: Path, image: Image, machine: Machine) -> list[Check]:
         folder = manifest.version_folder(repository / name)
         config = triton_config.parse(repository / name / versions.CONFIG)
         model = _Model(name, folder, manifest.read(folder), config)
-        if not name.endswith(STEP_SUFFIXES):
+        if not folder.is_symlink():
             found += [Check(model.manifest.name, *each) for each in _of_files(model, image)]
         found += [Check(name, *each) for each in _of_model(model, image, machine)]
     return found
@@ -87,7 +86,7 @@ _Found = tuple[str, Status, str]
 
 
 def _of_files(model: _Model, image: Image) -> Iterator[_Found]:
-    """What all models of an export share."""
+    """What all models of an export share; the folder is one's own, and linked to by the others."""
     damage = integrity.damage(model.folder, model.manifest)
     yield "files", "problem" if damage else "ok", "; ".join(damage) or "as the manifest says"
     graph = onnx.load(model.folder / model.manifest.graph, load_external_data=False)
@@ -116,7 +115,7 @@ def _opset(graph: onnx.ModelProto, onnxruntime: str) -> Iterator[_Found]:
 
 def _operators(graph: onnx.ModelProto, onnxruntime: str) -> _Found:
     needs: dict[str, str] = {}
-    for node in graph.graph.node:
+    for node in operator_counts.nodes(graph.graph):
         if node.domain != "com.microsoft":
             continue
         known = images.operator(node.op_type)
@@ -154,7 +153,7 @@ def _of_model(model: _Model, image: Image, machine: Machine) -> Iterator[_Found]
 def _dtype(model: _Model) -> _Found:
     dtype = model.manifest.kv_cache.dtype
     where = f"{dtype} on {model.kind}"
-    if model.kind == "KIND_GPU" and dtype == "float32":
+    if model.kind == "KIND_GPU" and dtype == "float32" and not model.manifest.kv_cache.grows:
         return "dtype", "problem", f"{where}: on CUDA onnxruntime's attention is in half precision only"
     if model.kind == "KIND_CPU" and dtype == "bfloat16":
         return "dtype", "problem", f"{where}: onnxruntime has no bfloat16 on the CPU"
@@ -190,6 +189,7 @@ def _memory(model: _Model, machine: Machine) -> _Found:
         "text": int(model.config.parameters["max_batch_size"].string_value or _TEXT_SEQUENCES),
         "step": model.config.sequence_batching.oldest.max_candidate_sequences,
         "kv": 0,  # clients hold them
+        "growing": 0,
     }[model.config.parameters["gptport_kind"].string_value]
     count = model.config.instance_group[0].count
     needed = count * (weights + slots * sequence)

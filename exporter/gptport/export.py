@@ -225,9 +225,9 @@ def described(
 ) -> Manifest:
     """The manifest of a graph, without what is known only when it was written and compared."""
     spec = checkpoint.spec
-    inputs = [_tensor(value) for value in model.graph.inputs if not value.is_initializer()]
-    optional = [_tensor(value) for value in model.graph.inputs if value.is_initializer()]
-    outputs = [_tensor(value) for value in model.graph.outputs]
+    inputs = [tensor(value) for value in model.graph.inputs if not value.is_initializer()]
+    optional = [tensor(value) for value in model.graph.inputs if value.is_initializer()]
+    outputs = [tensor(value) for value in model.graph.outputs]
     pasts, presents = inputs[3:], outputs[1:]
     if len(pasts) != 2 * spec.layers:
         raise UnsupportedModel(
@@ -277,7 +277,8 @@ def _projection(branch: str, weight: Weight, checkpoint: Checkpoint) -> Projecti
     )
 
 
-def _tensor(value: ir.Value) -> Tensor:
+def tensor(value: ir.Value) -> Tensor:
+    """An input or output of a graph, as the manifest has it."""
     assert value.dtype is not None
     assert value.shape is not None
     shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)

@@ -31,8 +31,9 @@ _KNOWN = {
     "input_ids": (ir.DataType.INT64, 2),
     "attention_mask": (ir.DataType.INT64, 2),
     "position_ids": (ir.DataType.INT64, 2),
+    "use_cache_branch": (ir.DataType.BOOL, 1),  # of two graphs in one, that with past
 }
-_NEEDED = ("input_ids", "attention_mask")
+_LOGITS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,18 @@ def load(path: Path) -> ir.Model:
         raise CheckpointError(f"{path} cannot be read as ONNX: {first_line(error)}") from error
 
 
-def has_cache(model: ir.Model) -> bool:
-    """Whether a graph takes keys and values."""
-    return any(_CACHE.fullmatch(str(value.name)) for value in model.graph.inputs)
+def input_names(path: Path) -> list[str]:
+    """The inputs of the graph in a file; initializers are none.
+
+    Raises:
+        CheckpointError: the file is not one.
+    """
+    return [str(value.name) for value in load(path).graph.inputs if not value.is_initializer()]
+
+
+def has_cache(inputs: Sequence[str]) -> bool:
+    """Whether a graph with these inputs takes keys and values."""
+    return any(_CACHE.fullmatch(name) for name in inputs)
 
 
 def recognised(path: Path, model: ir.Model) -> ForeignGraph:
@@ -102,17 +112,21 @@ def recognised(path: Path, model: ir.Model) -> ForeignGraph:
         raise UnsupportedModel(f"{path} has opset {opset}; expected {_OLDEST_OPSET} or later")
     inputs = {str(value.name): value for value in model.graph.inputs}
     outputs = {str(value.name): value for value in model.graph.outputs}
-    for name in _NEEDED:
+    grows = not _attention(model)
+    for name in ("input_ids",) if grows else ("input_ids", "attention_mask"):
         if name not in inputs:
             raise UnsupportedModel(f"{path} has no input {name}; expected one beside {', '.join(inputs)}")
     for name, value in inputs.items():
-        if name in _KNOWN:
+        if name in _KNOWN and (grows or name != "use_cache_branch"):
             _expect(path, value, *_KNOWN[name])
         elif not _CACHE.fullmatch(name) or name.startswith("present"):
-            expected = f"{', '.join(_KNOWN)} and past_key_values.N.key and .value"
+            expected = f"{', '.join(list(_KNOWN)[: 4 if grows else 3])} and past_key_values.N.key and .value"
             raise UnsupportedModel(f"{path} has an input {name}; expected no others than {expected}")
     _expect_logits(path, outputs.pop("logits", None), inputs["input_ids"])
-    return ForeignGraph(path, model, _cache(path, inputs, outputs), _grows(path, model))
+    cache = _cache(path, inputs, outputs, grows=grows)
+    if not grows:
+        _check_attention(path, model)
+    return ForeignGraph(path, model, cache, grows)
 
 
 def check(foreign: ForeignGraph, spec: ModelSpec) -> None:
@@ -158,7 +172,9 @@ def _weights_files(path: Path, model: ir.Model) -> list[Path]:
     return [path.parent / location for location in locations]
 
 
-def _cache(path: Path, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value]) -> tuple[CachePair, ...]:
+def _cache(
+    path: Path, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value], *, grows: bool
+) -> tuple[CachePair, ...]:
     """The cache's tensors by layer; every layer has keys and values, and all are alike."""
     pasts = {name: value for name, value in inputs.items() if name not in _KNOWN}
     names = [f"{layer}.{kind}" for layer in range((len(pasts) + 1) // 2) for kind in _KINDS]
@@ -178,7 +194,9 @@ def _cache(path: Path, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value]
     for pair in pairs:
         for value in (pair.past, pair.present):
             _expect(path, value, first.dtype, 4)
-            if not isinstance(_dims(value)[1], int) or _dims(value)[1::2] != _dims(first)[1::2]:
+            fixed = _dims(value)[1::2]
+            known = [isinstance(dim, int) for dim in fixed]
+            if fixed != _dims(first)[1::2] or not known[0] or (grows and not known[1]):
                 raise UnsupportedModel(
                     f"{path}: {value.name} is {_shape(value)}; expected [batch, kv_heads, length, head_dim], as {first.name} "
                     f"{_shape(first)}, the same in every layer"
@@ -190,14 +208,15 @@ def _cache(path: Path, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value]
     return tuple(pairs)
 
 
-def _grows(path: Path, model: ir.Model) -> bool:
-    """Whether no layer's cache is that of a GroupQueryAttention; either all are or none."""
-    attention = [node for node in nodes(model) if is_op(node, "GroupQueryAttention", "com.microsoft")]
-    if not attention:
-        return True
+def _attention(model: ir.Model) -> list[ir.Node]:
+    return [node for node in nodes(model) if is_op(node, "GroupQueryAttention", "com.microsoft")]
+
+
+def _check_attention(path: Path, model: ir.Model) -> None:
+    """Each layer's cache is that of a GroupQueryAttention."""
     names = {
         tuple(value.name if value else None for value in (*node.inputs[3:5], *node.outputs[1:3]))
-        for node in attention
+        for node in _attention(model)
     }
     for layer in range(sum(1 for each in model.graph.inputs if _CACHE.fullmatch(str(each.name))) // 2):
         wanted = tuple(f"{side}.{layer}.{kind}" for side in ("past_key_values", "present") for kind in _KINDS)
@@ -206,7 +225,6 @@ def _grows(path: Path, model: ir.Model) -> bool:
                 f"{path}: {wanted[0]} is not the past of a GroupQueryAttention that gives {wanted[2]}; "
                 "expected every layer to be so, or none"
             )
-    return False
 
 
 def nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -224,8 +242,14 @@ def _expect(path: Path, value: ir.Value, dtype: ir.DataType | None, rank: int) -
 def _expect_logits(path: Path, logits: ir.Value | None, input_ids: ir.Value) -> None:
     if logits is None:
         raise UnsupportedModel(f"{path} has no output logits; expected logits [batch, sequence, vocab]")
+    if logits.dtype not in _LOGITS:
+        raise UnsupportedModel(f"{path}: logits is {logits.dtype}; expected FLOAT, FLOAT16 or BFLOAT16")
+    if isinstance(_dims(input_ids)[1], int):
+        raise UnsupportedModel(
+            f"{path}: input_ids is {_shape(input_ids)}; expected a number of tokens that may vary"
+        )
     dims = _dims(logits)
-    if len(dims) != 3 or isinstance(dims[1], int) != isinstance(_dims(input_ids)[1], int):
+    if len(dims) != 3 or isinstance(dims[1], int):
         raise UnsupportedModel(
             f"{path}: logits is {_shape(logits)}; expected [batch, sequence, vocab], a row for every token of input_ids "
             f"{_shape(input_ids)}"

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from .precision import Precision
 
 _BY_DTYPE = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
-_IN_BLOCKS = {"MatMulNBits": "bits", "QMoE": "expert_weight_bits"}
+_IN_BLOCKS = {"MatMulNBits": "bits", "QMoE": "expert_weight_bits", "MatMulBnb4": ""}
 # The packaged graph computes the same. With weights in integers, a graph gives other logits for a token alone than among many
 # (measured: 0.6 of 37, SmolLM2 in int4); on the text both graphs are run in the same call.
 _TOLERANCE, _MAX_PERPLEXITY_INCREASE = 0.1, 0.001
+_DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 _EIGHT_BITS = ("DequantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "QLinearMatMul")
 
 
@@ -39,15 +40,23 @@ def precision_of(foreign: ForeignGraph) -> Precision:
     if not bits <= {4, 8}:
         raise UnsupportedModel(f"{foreign.path} has weights of {min(bits - {4, 8})} bits; expected 4 or 8")  # type: ignore[type-var]
     found = PRECISIONS["int4" if 4 in bits else "int8" if bits else dtype]
+    tolerance, increase = min(found.tolerance, _TOLERANCE), _MAX_PERPLEXITY_INCREASE
+    if (
+        foreign.grows
+    ):  # compared with itself in other pieces, which it computes as exactly as it stores its weights
+        increase = found.max_perplexity_increase
+    if any(node.op_type in _DYNAMIC for node in nodes(foreign.model)):  # in other pieces, it rounds otherwise
+        tolerance, increase = PRECISIONS["int4"].tolerance, PRECISIONS["int4"].max_perplexity_increase
     return replace(
         found,
         dtype_name=PRECISIONS[dtype].dtype_name,
-        tolerance=min(found.tolerance, _TOLERANCE),
-        max_perplexity_increase=_MAX_PERPLEXITY_INCREASE,
+        tolerance=tolerance,
+        max_perplexity_increase=increase,
     )
 
 
 def _bits(node: ir.Node) -> int | None:
     if node.domain == "com.microsoft" and node.op_type in _IN_BLOCKS:
-        return node.attributes.get_int(_IN_BLOCKS[node.op_type], 4)
+        attribute = _IN_BLOCKS[node.op_type]
+        return node.attributes.get_int(attribute, 4) if attribute else 4
     return 8 if node.op_type in _EIGHT_BITS else None

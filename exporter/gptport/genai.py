@@ -40,6 +40,8 @@ _SEARCH = (
 def obstacle(manifest: Manifest) -> str | None:
     """Why onnxruntime-genai cannot run a model, None if it can."""
     cache = manifest.kv_cache
+    if cache.grows:
+        return "its cache grows, and the files are made for one of fixed size"
     shape = ("batch", cache.kv_heads, "max_length", cache.head_dim)
     pasts = {tensor.past for tensor in cache.tensors}
     other = next((each for each in manifest.inputs if each.name in pasts and each.shape != shape), None)

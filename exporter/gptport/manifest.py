@@ -38,13 +38,18 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class KVCache:
-    """The KV cache's layout."""
+    """The KV cache's layout.
+
+    Attributes:
+        grows: whether present is past with the new keys and values behind it, instead of a buffer of fixed size.
+    """
 
     layers: int
     kv_heads: int
     head_dim: int
     dtype: str
     tensors: tuple[CacheTensor, ...]
+    grows: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,10 @@ class Manifest:
         return self.files["tokenizer.json"].sha256
 
     def to_json(self) -> str:
-        """As it is written; `lora` only where the graph takes adapters."""
+        """As it is written; `lora` only where the graph takes adapters, `grows` only where the cache does."""
         document = asdict(self)
+        if not self.kv_cache.grows:
+            del document["kv_cache"]["grows"]
         if not self.lora:
             del document["lora"]
         return json.dumps(document, indent=2) + "\n"

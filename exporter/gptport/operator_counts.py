@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from .manifest import Manifest
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 
 def counted(folder: Path, manifest: Manifest) -> str:
     """A table of them: in all, in a decoder layer on average, and around the layers."""
-    nodes = onnx.load(folder / manifest.graph, load_external_data=False).graph.node
-    names = [f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in nodes]
+    graph = onnx.load(folder / manifest.graph, load_external_data=False).graph
+    found = list(nodes(graph, "then_branch"))  # of two graphs in one, that with past
+    names = [f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in found]
     counts, layers = Counter(names), manifest.kv_cache.layers
     # From one attention to the next is a layer, if not the one that it began in.
-    attention = [i for i, node in enumerate(nodes) if _writes_cache(node, manifest)]
+    attention = [i for i, node in enumerate(found) if _writes_cache(node, manifest)]
     inside = Counter(names[attention[0] + 1 : attention[-1] + 1])
     rows = [
         (name, count, inside[name] / max(layers - 1, 1), count - inside[name] / max(layers - 1, 1) * layers)
@@ -30,6 +32,15 @@ def counted(folder: Path, manifest: Manifest) -> str:
     lines = [f"{'operator':<{width}}{'nodes':>7}{'a layer':>9}{'around':>8}"]
     lines += [f"{a:<{width}}{b:>7}{c:>9.3g}{d:>8.3g}" for a, b, c, d in (*rows, totals)]
     return "\n".join(lines)
+
+
+def nodes(graph: onnx.GraphProto, branch: str | None = None) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, those of its branches behind the node that chooses; of one `branch`, if that is given."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH and branch in (None, attribute.name):
+                yield from nodes(attribute.g, branch)
 
 
 def _writes_cache(node: onnx.NodeProto, manifest: Manifest) -> bool:

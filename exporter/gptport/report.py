@@ -26,6 +26,9 @@ _FUSIONS = {
     "fuse_bias_activation": "fused bias + GELU",
 }
 
+_GROWS = ", grows with the text"
+_POSITIONS = {"last": "the last position", "all": "every position"}
+
 
 def exported(result: Exported, checkpoint: Checkpoint) -> str:
     """The end of `gptport export`."""
@@ -61,24 +64,35 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "ask it": f"gptport generate 'Once upon a time' --model {text}",
         "report": str(result.report),
     }
-    return table([*_models(result.folders), *rows.items()])
+    return table([*_models(result.folders, manifest), *rows.items()])
 
 
 def packaged(result: Packaged, source: OnnxDirectory) -> str:
     """The end of `gptport package`."""
     manifest, parity = result.manifest, result.parity
+    what = _reference(manifest)
     rows = {
         "genai": _genai(manifest),
         "size": f"{_megabytes(sum(file.bytes for file in manifest.files.values()))} on disk, {manifest.precision}",
         "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each",
         "original": f"{source.graph.path}; there is no checkpoint: what follows compares with this graph, run by onnxruntime",
-        "logits": f"largest difference to the original graph {parity.max_abs_logit_difference:.2g}, "
+        "logits": f"largest difference to {what} {parity.max_abs_logit_difference:.2g}, "
         f"of logits up to {parity.max_abs_logit:.3g}",
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",
         "perplexity": f"{parity.perplexity:.4g} on {parity.text_tokens} tokens of text, {parity.checkpoint_perplexity:.4g} by "
-        "the original graph",
+        f"{what}",
+        "serve it": f"gptport serve {shlex.quote(str(next(iter(result.folders.values())).parent.parent))}",
+        "ask it": f"gptport generate 'Once upon a time' --model {manifest.name}",
     }
-    return table([*_models(result.folders), *rows.items()])
+    if manifest.kv_cache.grows:
+        tokenizer = next(iter(result.folders.values())) / "tokenizer.json"
+        rows |= {
+            "no text": f"{manifest.name}, text in and text out, is not made: its engine needs a cache of fixed size (a "
+            "GroupQueryAttention in every layer), such as gptport export makes of the checkpoint",
+            "cache": "it grows: the client holds it, sends it with each request, and has it back longer",
+            "ask it": f"{rows['ask it']} --loop client --tokenizer {shlex.quote(str(tokenizer))}",
+        }
+    return table([*_models(result.folders, manifest), *rows.items()])
 
 
 def inspected(folder: Path, manifest: Manifest) -> str:
@@ -93,9 +107,9 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in manifest.opsets.items()),
         "length": f"{manifest.max_length:,} tokens, prompt and answer together",
         "vocabulary": f"{manifest.vocab_size:,} tokens; a text begins with {tokens.bos} and ends with {eos}",
-        "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}: "
+        "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}{_GROWS * cache.grows}: "
         f"{manifest.cache_bytes_per_token:,} bytes a token",
-        "logits": f"of the {manifest.logits} position; largest difference to {_reference(manifest)} "
+        "logits": f"of {_POSITIONS[manifest.logits]}; largest difference to {_reference(manifest)} "
         f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
         "perplexity": f"{verification['perplexity']:.4g} on {verification['text_tokens']} tokens of text, "
@@ -117,8 +131,11 @@ def inspected(folder: Path, manifest: Manifest) -> str:
     return table(list(rows.items()))
 
 
-def _models(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
+def _models(folders: Mapping[str, Path], manifest: Manifest) -> list[tuple[str, str]]:
     """What each model is, the text model first."""
+    if manifest.kv_cache.grows:
+        said = "ids and the KV cache in, logits and the KV cache out: backend onnxruntime"
+        return [(step, f"{folder}  ({said})") for step, folder in folders.items()]
     text, *steps = folders
     return [
         (text, f"{folders[text]}  (text in, text out: backend gptport)"),
@@ -131,6 +148,8 @@ def _models(folders: Mapping[str, Path]) -> list[tuple[str, str]]:
 
 def _reference(manifest: Manifest) -> str:
     """What the graph was compared with."""
+    if manifest.kv_cache.grows:
+        return "the graph without its cache"
     return "the original graph" if manifest.source["format"] == "onnx" else "torch"
 
 

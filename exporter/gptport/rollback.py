@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import manifest
 from .errors import RepositoryError, UsageError
-from .repository import STEP_MODELS, STEP_SUFFIXES, locked
+from .repository import STEP_MODELS, STEP_SUFFIX, STEP_SUFFIXES, locked
 from .triton_config import parse
 from .versions import CONFIG, configuration, served, served_before, switch, sync_path, versions, write
 
@@ -45,6 +45,9 @@ def rollback(model: Path, to: int | None = None) -> Switched:
     """
     for suffix in STEP_SUFFIXES:
         model = model.with_name(model.name.removesuffix(suffix))
+    alone = model.with_name(model.name + STEP_SUFFIX)  # of a graph whose cache grows there is no text model
+    if not (model / CONFIG).is_file() and (alone / CONFIG).is_file():
+        model = alone
     if not (model / CONFIG).is_file():
         raise RepositoryError(
             f"{model} is not a model: it has no {CONFIG}; give its folder, such as model_repository/smollm2"
@@ -52,7 +55,11 @@ def rollback(model: Path, to: int | None = None) -> Switched:
     with locked(model.parent):
         before = served(model)
         target = _target(model, to)
-        steps = {model.with_name(model.name + suffix): make for suffix, make in STEP_MODELS.items()}
+        steps = (
+            {model.with_name(model.name + suffix): make for suffix, make in STEP_MODELS.items()}
+            if model != alone
+            else {}
+        )
         models = [each for each in (model, *steps) if (each / CONFIG).is_file()]
         known = manifest.read(model / str(target))
         for step in models[1:]:

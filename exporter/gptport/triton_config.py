@@ -23,6 +23,7 @@ _TYPES = {
     "float16": pb.TYPE_FP16,
     "float32": pb.TYPE_FP32,
     "bfloat16": pb.TYPE_BF16,
+    "bool": pb.TYPE_BOOL,
 }
 
 StepCache: TypeAlias = Literal["server", "client", "both"]
@@ -125,16 +126,29 @@ def kv_model(
     return _finished(config, manifest, "kv", version, previous, serving)
 
 
-def _graph_model(manifest: Manifest, name: str, hidden: set[str], serving: Serving) -> pb.ModelConfig:
+def growing_model(
+    manifest: Manifest, name: str, version: int, previous: int | None, serving: Serving = Serving()
+) -> bytes:
+    """config.pbtxt of NAME_step, by its `name`, where the graph's cache grows: the graph as it is, batch dimensions included.
+
+    The n-th cache input belongs to the n-th cache output. Each request brings a cache, and takes a longer one away.
+    """
+    config = _graph_model(manifest, name, set(), serving, batching=False)
+    return _finished(config, manifest, "growing", version, previous, serving)
+
+
+def _graph_model(
+    manifest: Manifest, name: str, hidden: set[str], serving: Serving, *, batching: bool = True
+) -> pb.ModelConfig:
     """The graph on Triton's onnxruntime backend, with all its inputs and outputs that are not hidden."""
-    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=1)
+    config = pb.ModelConfig(name=name, backend="onnxruntime", max_batch_size=int(batching))
     config.default_model_filename = manifest.graph
-    config.input.extend(
-        _tensor(pb.ModelInput, tensor) for tensor in manifest.inputs if tensor.name not in hidden
-    )
-    config.output.extend(
-        _tensor(pb.ModelOutput, tensor) for tensor in manifest.outputs if tensor.name not in hidden
-    )
+    for kind, tensors, listed in (
+        (pb.ModelInput, manifest.inputs, config.input),
+        (pb.ModelOutput, manifest.outputs, config.output),
+    ):
+        shown = [tensor for tensor in tensors if tensor.name not in hidden]
+        listed.extend(_tensor(kind, tensor, batching=batching) for tensor in shown)
     # The graph is a chain: its operators run one after the other, each on all threads (0: one a core).
     threads = {"execution_mode": 0, "intra_op_thread_count": serving.threads or 0, "inter_op_thread_count": 1}
     for key, value in threads.items():
@@ -142,9 +156,11 @@ def _graph_model(manifest: Manifest, name: str, hidden: set[str], serving: Servi
     return config
 
 
-def _tensor(kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor) -> pb.ModelInput | pb.ModelOutput:
-    """A tensor of the graph; Triton counts the batch in `max_batch_size`, and wants a [1] for a scalar."""
-    dims = [dim if isinstance(dim, int) else -1 for dim in tensor.shape[1:]]
+def _tensor(
+    kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor, *, batching: bool
+) -> pb.ModelInput | pb.ModelOutput:
+    """A tensor of the graph; with batching, Triton counts the batch in `max_batch_size`, and wants a [1] for a scalar."""
+    dims = [dim if isinstance(dim, int) else -1 for dim in tensor.shape[int(batching) :]]
     result = kind(name=tensor.name, data_type=_TYPES[tensor.dtype], dims=dims or [1])
     if not dims:
         result.reshape.SetInParent()

@@ -91,7 +91,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class _Compared:
+class Compared:
     """Logits [positions, vocab] of the graph and of the checkpoint, and what gave them."""
 
     what: str
@@ -143,6 +143,21 @@ def verify(
         _layer_difference(i, runs.seen(name), expected.hidden_states[i])
         for i, name in enumerate(hidden_states)
     )
+    return judged(compared, expected, precision, layers, count)
+
+
+def judged(
+    compared: Sequence[Compared],
+    expected: Reference,
+    precision: Precision,
+    layers: tuple[LayerDifference, ...] = (),
+    count: int = 1,
+) -> Parity:
+    """How close logits are; the first ones are those of every position of the text. The graph was run in `count` parts.
+
+    Raises:
+        VerificationError: not as close as the precision allows.
+    """
     parity = _parity(compared, expected, layers, count)
     worst = max(compared, key=lambda each: float(each.differences.max()))
     _check(parity, worst.what, precision)
@@ -173,7 +188,7 @@ def _layer_difference(layer: int, got: NDArray[np.float32], expected: NDArray[np
 
 
 def _parity(
-    compared: Sequence[_Compared], expected: Reference, layers: tuple[LayerDifference, ...], count: int
+    compared: Sequence[Compared], expected: Reference, layers: tuple[LayerDifference, ...], count: int
 ) -> Parity:
     agreements = np.concatenate([each.agreements for each in compared])
     text = compared[0]
@@ -223,20 +238,20 @@ class _Runs:
             at = [n + step for n in self._prefill]
             self.calls.append(self._batch(at, [n + 1 for n in at]))
 
-    def compared(self) -> Iterator[_Compared]:
+    def compared(self) -> Iterator[Compared]:
         """The logits of the calls, after they were run, beside the checkpoint's; those of the text first."""
         text, first, second, *batch = (
             call.values[self._manifest.roles["logits"]].numpy() for call in self.calls
         )
         expected, middle = self._expected.logits, self._middle
-        yield _Compared("prefill of a text", text, expected.reshape(text.shape))
-        yield _Compared("first chunk of a prefill", first, expected[WATCHED_ROW, middle - 1 : middle])
-        yield _Compared(
+        yield Compared("prefill of a text", text, expected.reshape(text.shape))
+        yield Compared("first chunk of a prefill", first, expected[WATCHED_ROW, middle - 1 : middle])
+        yield Compared(
             "second chunk of a prefill", second, expected[WATCHED_ROW, self._prefill[WATCHED_ROW] - 1, None]
         )
         for step, got in enumerate(batch):
             what = f"decode step {step}" if step else "batched prefill"
-            yield _Compared(
+            yield Compared(
                 what,
                 got,
                 np.stack([row[n - 1 + step] for row, n in zip(expected, self._prefill, strict=True)]),

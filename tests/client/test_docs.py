@@ -43,12 +43,17 @@ def gateway(toy):
 
 
 @pytest.mark.parametrize("example", blocks("python"), ids=itertools.count())
-def test_an_example_runs(request, toy, example, capsys):
+def test_an_example_runs(request, toy, example, capsys, tmp_path):
     toy.max_length = 512
     toy.models.add("toy_kv")
     if "localhost:8080" in example:
         pytest.importorskip("openai")
         example = example.replace("localhost:8080", f"127.0.0.1:{request.getfixturevalue('gateway')}")
+    if '"packaged"' in example:
+        toy.grows = ("input_ids", "attention_mask", "position_ids")
+        (tmp_path / "tokenizer.json").write_bytes(toy.tokenizer_file)
+        example = example.replace("model_repository/packaged_step/1", str(tmp_path))
+        example = example.replace('"packaged"', '"toy"')
     example = example.replace("localhost:8001", toy.url).replace('"smollm2"', '"toy"')
     exec(compile(example, "docs/client.md", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out

@@ -33,7 +33,12 @@ def tokens_before(tensors: dict, inputs) -> list[int]:
     for past, _ in TENSORS:
         _, heads, count, width = tensors[past].shape
         assert (heads, width) == (HEADS, HEAD_DIM)
-        rows |= set(map(tuple, tensors[past][0].transpose(0, 2, 1).reshape(HEADS * HEAD_DIM, count).astype(int).tolist()))
+        rows |= set(
+            map(
+                tuple,
+                tensors[past][0].transpose(0, 2, 1).reshape(HEADS * HEAD_DIM, count).astype(int).tolist(),
+            )
+        )
     assert len(rows) == 1, rows
     (before,) = rows
     expected = {

@@ -130,14 +130,6 @@ def test_what_is_not_recognised_is_refused_with_the_tensors_name(copied, package
     assert not any(tmp_path.glob(".gptport*"))
 
 
-def test_a_cache_that_grows_is_refused(copied, packaged, tmp_path):
-    with pytest.raises(
-        UnsupportedModel, match=r"past_key_values\.0\.key grows; expected it to be the past of a Gro"
-    ):
-        packaged(copied("optimum-llama"))
-    assert not any((tmp_path / "repository").glob("*"))
-
-
 def test_a_directory_that_lacks_something_is_refused(copied, packaged, tmp_path):
     folder = copied("genai-fp32")
     with pytest.raises(UsageError, match="--max-length 129 is not allowed: genai-fp32 takes 2 to 128 tokens"):
