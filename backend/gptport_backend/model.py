@@ -24,6 +24,7 @@ from gptport_backend.parameters import PARAMETERS, complete
 from gptport_backend.request import parse, unknown_input
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
+from gptport_backend.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,12 +70,14 @@ class TritonPythonModel:
         )
         publisher = TritonPublisher(pb_utils, args["model_name"])
         self._outbox = Outbox()
+        self._watch = Watch()
         self._engine = Engine(manifest, runner, vocabulary, options, publisher)
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the engine; the answers come from its thread."""
         for request in requests:
-            sink = TritonSink(request.get_response_sender(), self._outbox, str(request.request_id()))
+            sender, request_id = request.get_response_sender(), str(request.request_id())
+            sink = TritonSink(sender, self._outbox, self._watch, request_id)
             try:
                 self._take(request, sink)
             except RequestError as error:
@@ -88,6 +91,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Stop the engine; what still runs fails."""
         self._engine.close(DRAIN_SECONDS)
+        self._watch.close(SEND_SECONDS)
         self._outbox.close(SEND_SECONDS)
 
     def _take(self, request: Any, sink: TritonSink) -> None:
@@ -114,9 +118,10 @@ class TritonPythonModel:
 class TritonSink:
     """The answers to one request on Triton's side."""
 
-    def __init__(self, sender: Any, outbox: Outbox, request_id: str) -> None:
+    def __init__(self, sender: Any, outbox: Outbox, watch: Watch, request_id: str) -> None:
         self._sender = sender
         self._outbox = outbox
+        self._watched = watch.add(lambda: bool(sender.is_cancelled()))
         self._request_id = request_id
         self._arrived = time.monotonic()
 
@@ -139,7 +144,7 @@ class TritonSink:
 
     def is_cancelled(self) -> bool:
         """True once the client has cancelled the request or is gone."""
-        return bool(self._sender.is_cancelled())
+        return self._watched.cancelled
 
     def _log(self, end: str) -> None:
         """How it ended, as a line of Triton's log, if that is verbose."""
@@ -148,6 +153,8 @@ class TritonSink:
         self._outbox.put(lambda: pb_utils.Logger.log_verbose(line))
 
     def _send(self, response: Any, final: bool) -> None:
+        if final:
+            self._watched.end()
         self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
 
