@@ -12,22 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptport_backend.answers import Answers
-from gptport_backend.beams import BeamSearch
 from gptport_backend.errors import RequestError, Unavailable
-from gptport_backend.generation import Generation, Vocabulary
+from gptport_backend.intake import Intake
 from gptport_backend.kv_cache import KVCache
 from gptport_backend.metrics import Publisher, Tally
 from gptport_backend.prefix_cache import PrefixCache
-from gptport_backend.request import (
-    GenerationRequest,
-    check_prompt_characters,
-    check_prompt_length,
-    check_token_ids,
-)
 from gptport_backend.reuse import Reuse
+from gptport_backend.rows import Rows
 from gptport_backend.sampling import sample
-from gptport_backend.scheduler import Move, Prefill, Scheduler
+from gptport_backend.scheduler import Prefill, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,15 +28,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gptport_backend.beams import BeamSearch
+    from gptport_backend.generation import Generation, Vocabulary
     from gptport_backend.manifest import Manifest
+    from gptport_backend.request import GenerationRequest
     from gptport_backend.runner import Runner
     from gptport_backend.sequence import Sink
 
 log = logging.getLogger(__name__)
 
 NOTHING_TO_CHOOSE = (
-    "there is no token to choose: either the model computed logits that are not finite numbers, or bad_words, "
-    "logit_bias_values, min_tokens and the form asked for leave none"
+    "there is no token to choose: either the model computed logits that are not finite numbers, or repetition_penalty "
+    "made them so, or bad_words, logit_bias_values, min_tokens and the form asked for leave none"
 )
 IDLE_SECONDS = 10.0  # without work, until the memory of the cache is given back
 STOP_SECONDS = (
@@ -80,11 +76,8 @@ class Engine:
         options: EngineOptions,
         publisher: Publisher,
     ) -> None:
-        self._manifest = manifest
         self._runner = runner
-        self._vocabulary = vocabulary
         self._publisher = publisher
-        self._max_rows = options.max_batch_size
         self._max_waiting = options.max_waiting
         self._scheduler: Scheduler[Generation] = Scheduler(
             options.max_batch_size,
@@ -98,7 +91,11 @@ class Engine:
         )
         self._prefixes = PrefixCache(manifest.cache, runner.memory, options.prefix_cache_bytes)
         self._reuse = Reuse(self._cache, self._prefixes)
+        self._rows = Rows(self._scheduler, self._cache, runner)
         self._tally = Tally()
+        self._intake = Intake(
+            manifest, vocabulary, runner.adapters, self._cache, options.max_batch_size, self._tally
+        )
         self._inbox: deque[Generation] = deque()
         self._wake = threading.Condition()
         self._deadline: float | None = None  # set by close: when what still runs is ended
@@ -108,7 +105,7 @@ class Engine:
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
         """Queue a request; its answers go to `sink`. RequestError or Unavailable if it is not taken."""
         self._check_queue(request.sequences)  # before the work of preparing it
-        generations = self._prepare(request, sink)
+        generations = self._intake.prepare(request, sink)
         with self._wake:
             if self._deadline is not None:
                 raise Unavailable("the server is shutting down; send the request to another one")
@@ -134,44 +131,6 @@ class Engine:
             self._deadline = time.monotonic() + drain_seconds
             self._wake.notify()
         self._thread.join(drain_seconds + STOP_SECONDS)
-
-    def _prepare(self, request: GenerationRequest, sink: Sink) -> list[Generation]:
-        """A generation for each of its answers; all but the first will find the prompt computed."""
-        prompt = request.token_ids if request.token_ids is not None else self._encode(request)
-        check_token_ids("input_ids", prompt, self._manifest.vocab_size)
-        biased = (token for token, _ in request.sampling.logit_bias)
-        check_token_ids("logit_bias_ids", biased, self._manifest.vocab_size)
-        check_token_ids("stop_token_ids", request.stop_token_ids, self._manifest.vocab_size)
-        check_prompt_length(len(prompt), request.max_tokens, self._manifest.max_length, self._manifest.name)
-        limit = min(request.max_tokens, self._manifest.max_length - len(prompt))
-        adapter = self._runner.adapters.find(request.lora_name)
-        answers = Answers(sink, request.n, self._tally, stream=request.stream)
-        if request.beam_width > 1:
-            self._check_beams(request.beam_width, len(prompt) + limit)
-            return [BeamSearch(request, prompt, limit, self._vocabulary, answers, adapter)]
-        return [
-            Generation(request, prompt, limit, self._vocabulary, answers, index, adapter)
-            for index in range(request.n)
-        ]
-
-    def _check_beams(self, width: int, length: int) -> None:
-        if width > self._max_rows:
-            raise RequestError(f"beam_width is {width}; max_batch_size of this model is {self._max_rows}")
-        if not self._cache.fits(width, length):
-            raise RequestError(
-                f"beam_width is {width}; so many sequences of {length} tokens do not fit into the {self._cache.budget} "
-                "bytes of the KV cache: ask for fewer beams or a smaller max_tokens"
-            )
-
-    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
-        """The tokens of a text, or of a conversation, whose template writes the special tokens itself."""
-        text = request.text
-        if request.messages is not None:
-            text = self._vocabulary.chat.prompt(request.messages, request.chat_template_kwargs)
-        assert text is not None
-        longest = self._vocabulary.longest_token
-        check_prompt_characters(text, self._manifest.max_length, longest, self._manifest.name)
-        return self._vocabulary.encode(text, special_tokens=request.messages is None)
 
     def _loop(self) -> None:
         while self._wait_for_work():
@@ -223,9 +182,7 @@ class Engine:
             if generation is None:  # one alone always fits
                 return
             self._keep_prefix(generation)
-            self._drop_beams(generation)
-            self._close_gap(self._scheduler.put_back(generation))
-            generation.give_up_row()
+            self._rows.put_back(generation)
             self._tally.preemptions += 1
 
     def _next_prefill(self, spent: int) -> Prefill[Generation] | None:
@@ -234,7 +191,7 @@ class Engine:
 
     def _prefill(self, prefill: Prefill[Generation]) -> None:
         end = prefill.start + prefill.count
-        self._reserve(end)
+        self._rows.reserve(end)
         self._tally.reused_tokens += self._reuse.fill(prefill.sequences[0], self._scheduler.running)
         if not prefill.count:
             self._tally.input_tokens += 1  # the last one, by the decode step that follows
@@ -255,7 +212,7 @@ class Engine:
             self._emit(prefill.sequences, logits[-len(prefill.sequences) :])
 
     def _decode(self, generations: list[Generation]) -> None:
-        used = self._reserve(max(generation.computed for generation in generations) + 1)
+        used = self._rows.reserve(max(generation.computed for generation in generations) + 1)
         tokens = [generation.last_token for generation in generations]
         self._tally.batch_size = len(generations)
         with self._tally.timed("decode"):
@@ -266,7 +223,7 @@ class Engine:
 
     def _verify(self, generation: Generation, guess: list[int]) -> None:
         """Decode the only one, and what is guessed to follow, at once; all that is drawn as guessed needs no step of its own."""
-        (used,) = self._reserve(generation.computed + 1 + len(guess))
+        (used,) = self._rows.reserve(generation.computed + 1 + len(guess))
         self._tally.batch_size = 1
         self._tally.guessed_tokens += len(guess)
         with self._tally.timed("decode"):
@@ -277,14 +234,6 @@ class Engine:
             if generation.last_token != token or not self._scheduler.running:
                 return
             self._tally.right_guesses += 1
-
-    def _reserve(self, length: int, more: int = 0) -> list[int]:
-        """Make room for rows of that length, and for so many `more`, with their adapters; how many tokens each has already."""
-        running = self._scheduler.running
-        used = [generation.computed for generation in running]
-        self._cache.reserve(len(used) + more, max(length, *used), used)
-        self._runner.use([generation.adapter for generation in running])
-        return used
 
     def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
         """Sample a token for each row and pass it on, or let its search go on; whoever is done leaves."""
@@ -315,26 +264,13 @@ class Engine:
             self._advance(generation, partial(generation.accept, token))
 
     def _search(self, search: BeamSearch, logits: NDArray[Any]) -> None:
-        """One step of a beam search; then the rows of its beams are those of the hypotheses that live on."""
+        """One step of a beam search."""
         now = time.monotonic()
         for beam in search.beams:
             self._count_token(beam, now)
         self._advance(search, partial(search.extend, logits))
-        if search not in self._scheduler.running:
-            return
-        running = self._scheduler.running
-        for copy in search.copies:
-            if copy.target not in running:
-                self._reserve(search.computed, more=1)
-                self._close_gap(self._scheduler.insert(copy.target))
-            move = Move(running.index(copy.source), running.index(copy.target))
-            self._cache.move(move, search.computed)
-        for beam in search.dropped:
-            self._close_gap(self._scheduler.remove(beam))
-
-    def _drop_beams(self, generation: Generation) -> None:
-        for beam in generation.search.others if generation.search else ():
-            self._close_gap(self._scheduler.remove(beam))
+        if search in self._scheduler.running:
+            self._rows.follow(search)
 
     def _count_token(self, generation: Generation, now: float) -> None:
         self._tally.output_tokens += 1
@@ -359,18 +295,13 @@ class Engine:
         """Free the row of a generation that has ended."""
         if generation.finish_reason:
             self._keep_prefix(generation)
-        self._drop_beams(generation)
-        self._close_gap(self._scheduler.remove(generation))
+        self._rows.remove(generation)
 
     def _keep_prefix(self, generation: Generation) -> None:
         if generation.computed:
             row = self._scheduler.running.index(generation)
             tokens = generation.tokens[: generation.computed]
             self._prefixes.keep(tokens, self._cache, row, generation.adapter)
-
-    def _close_gap(self, moves: list[Move]) -> None:
-        for move in moves:
-            self._cache.move(move, self._scheduler.running[move.target].computed)
 
     def _fail(self, generations: list[Generation], message: str) -> None:
         for generation in [each for each in generations if each.rows]:

@@ -86,7 +86,8 @@ def _repetition_penalty(penalty: float, history: History) -> Step:
     def penalize(logits: Logits) -> None:
         ids = history.seen
         values = logits[ids]
-        logits[ids] = np.where(values > 0, values / factor, values * factor)
+        with np.errstate(over="ignore"):
+            logits[ids] = np.where(values > 0, values / factor, values * factor)
 
     return penalize
 

@@ -196,17 +196,21 @@ def check_token_ids(field: str, token_ids: Iterable[int], vocab_size: int) -> No
         raise RequestError(f"{field} has the id {worst}; the vocabulary ends at {vocab_size - 1}")
 
 
-def check_prompt_characters(text: str, max_length: int, longest_token: int, model: str) -> None:
+def check_prompt_characters(field: str, text: str, max_length: int, longest_token: int, model: str) -> None:
     """RequestError if `text` cannot fit whatever its tokens are; much cheaper than to count the tokens."""
     if len(text) > max_length * longest_token:
         raise RequestError(
-            f"text_input has {len(text)} characters; the {max_length} tokens of {model} cannot hold more than "
+            f"{field} has {len(text)} characters; the {max_length} tokens of {model} cannot hold more than "
             f"{max_length * longest_token}: shorten the prompt, or export the model with a larger --max-length"
         )
 
 
 def check_prompt_length(tokens: int, max_tokens: int, max_length: int, model: str) -> None:
-    """RequestError if a prompt of `tokens` is too long, or leaves no room for the new token that it needs."""
+    """RequestError if a prompt has no tokens, too many, or leaves no room for the new token that it needs."""
+    if not tokens:
+        raise RequestError(
+            "the prompt has no tokens: the tokenizer or the chat template made nothing of it; send a longer text"
+        )
     most = max_length - min(max_tokens, 1)
     if tokens > most:
         why = f", one less than its length of {max_length}" if max_tokens else ""

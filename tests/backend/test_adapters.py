@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-import tiny_gpt
 from conftest import Served
 from gptport import export_adapter
 from gptport.checkpoint import open_checkpoint
@@ -92,7 +92,7 @@ def test_greedy_text_with_an_adapter_is_that_of_peft(alone, checkpoint, tmp_path
     served_tokens = alone[PROMPTS[0], "one"]
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(model, adapter(checkpoint, tmp_path, ADAPTERS["one"])).eval()
-    ids = tiny_gpt.tokenizer().encode(PROMPTS[0]).ids  # the engine's, in these tests
+    ids = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).encode(PROMPTS[0]).ids
     with torch.no_grad():
         for _ in range(len(served_tokens)):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))

@@ -52,7 +52,7 @@ def test_the_template_may_stand_in_the_configuration_of_the_tokenizer(folder):
 
 def test_the_engine_answers_a_conversation(serve, folder, monkeypatch):
     tiny = serve()
-    monkeypatch.setattr(tiny.engine._vocabulary.chat, "_folder", folder)
+    monkeypatch.setattr(tiny.vocabulary.chat, "_folder", folder)
     prompt = Chat(folder).prompt(json.dumps(MESSAGES), None)
     expected = tiny.ask(text_input=prompt, max_tokens=9).wait()
     answer = tiny.ask(messages=json.dumps(MESSAGES), max_tokens=9).wait()
@@ -84,7 +84,7 @@ def test_the_engine_answers_a_conversation(serve, folder, monkeypatch):
 )
 def test_what_is_no_conversation_is_refused(serve, folder, monkeypatch, inputs, message):
     tiny = serve()
-    monkeypatch.setattr(tiny.engine._vocabulary.chat, "_folder", folder)
+    monkeypatch.setattr(tiny.vocabulary.chat, "_folder", folder)
     with pytest.raises(RequestError, match=message):
         tiny.ask(**inputs)
 
