@@ -128,9 +128,7 @@ def test_put_back_as_a_whole_it_begins_anew_and_finds_the_same(serve) -> None:
     wait_until(lambda: slots_in_use(narrow) == 0)
 
 
-@pytest.mark.parametrize("reason", ["cancelled", "timeout"])
-def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, reason) -> None:
-    served = serve(max_batch_size=4)
+def slowed(served):
     decode = served.runner.decode
 
     def slowly(*given):
@@ -138,6 +136,12 @@ def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, reason) -> Non
         return decode(*given)
 
     served.runner.decode = slowly
+    return served
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "timeout"])
+def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, reason) -> None:
+    served = slowed(serve(max_batch_size=4))
     asked = {"text_input": PROMPT, "beam_width": 4, "n": 2, "max_tokens": 500, "ignore_eos": True}
     if reason == "timeout":
         answer = served.ask(timeout=0.3, **asked)
@@ -183,7 +187,7 @@ def test_what_a_search_leaves_behind_is_reused_and_changes_nothing(serve, by_han
 
 @pytest.mark.parametrize("reason", ["cancelled", "timeout"])
 def test_one_that_waits_ends_too_and_has_nothing(serve, reason) -> None:
-    served = serve(max_batch_size=3)
+    served = slowed(serve(max_batch_size=3))
     running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
     running.wait_for_first()
     timeout = {"timeout": 0.05} if reason == "timeout" else {}
