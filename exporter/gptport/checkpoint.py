@@ -17,13 +17,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from . import packed
 from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
 from .locate import Location, locate
+from .naming import Naming
 from .packed import Packed, Packing
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PretrainedConfig
 
-    from .converted import Converted
     from .precision import Quantization
     from .quantize import Blocks
 
@@ -89,7 +91,9 @@ class Checkpoint(Location):
 
     def __contains__(self, name: str) -> bool:
         return (
-            self._find(name) is not None or self._packed_module(name) is not None or name in self._converted
+            self.naming.find(name) is not None
+            or self._packed_module(name) is not None
+            or name in self.naming.converted
         )
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -101,9 +105,19 @@ class Checkpoint(Location):
         module = self._packed_module(name)
         if module is not None:
             return self._unpack(module).dense()
-        if self._find(name) is None and name in self._converted:
-            return self._converted[name].make(self._values)
-        return self._values(self._stored(name))
+        if self.naming.find(name) is None and name in self.naming.converted:
+            return self._joined(name, self.stored_tensor)
+        return self.stored_tensor(self._stored(name))
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The names of the stored tensors that a parameter is read from."""
+        module = self._packed_module(name)
+        if module is not None:
+            return tuple(module + kind for kind in packed.KINDS)
+        stored = self.naming.find(name)
+        if stored is not None:
+            return (stored,)
+        return tuple(piece for pieces in self.naming.converted[name].pieces.values() for piece in pieces)
 
     def blocks(self, name: str, quantization: Quantization) -> Blocks | None:
         """A matrix in the integers that the checkpoint has; None if it has none, or others than `quantization` wants."""
@@ -116,16 +130,19 @@ class Checkpoint(Location):
         """The stored name of the module whose weight is in integers."""
         if self.packing is None or not name.endswith(".weight"):
             return None
-        values = self._find(name.removesuffix(".weight") + packed.VALUES)
+        values = self.naming.find(name.removesuffix(".weight") + packed.VALUES)
         return values and values.removesuffix(packed.VALUES)
 
     def _unpack(self, module: str) -> Packed:
         assert self.packing is not None
         return packed.read(
-            module, self.packing, lambda name: self._values(name) if name in self._names else None
+            module,
+            self.packing,
+            lambda name: self.stored_tensor(name) if name in self.naming.stored else None,
         )
 
-    def _values(self, stored: str) -> torch.Tensor:
+    def stored_tensor(self, stored: str) -> torch.Tensor:
+        """The values of a tensor, by the name that it has in the checkpoint."""
         if self.format != "safetensors":
             return self.state_dict[stored]
         path, _ = self._safetensors[stored]
@@ -144,15 +161,24 @@ class Checkpoint(Location):
         """
         module = self._packed_module(name)
         if module is not None and self.packing is not None:
-            return self.packing.shape(self._stored_shape(module + packed.VALUES))
-        if self._find(name) is None and name in self._converted:
-            empty = self._converted[name].make(
-                lambda stored: torch.empty(self._stored_shape(stored), device="meta")
-            )
+            return self.packing.shape(self.stored_shape(module + packed.VALUES))
+        if self.naming.find(name) is None and name in self.naming.converted:
+            empty = self._joined(name, lambda stored: torch.empty(self.stored_shape(stored), device="meta"))
             return tuple(empty.shape)
-        return self._stored_shape(self._stored(name))
+        return self.stored_shape(self._stored(name))
 
-    def _stored_shape(self, stored: str) -> tuple[int, ...]:
+    def _joined(self, name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        made = self.naming.converted[name]
+        try:
+            return made.make(read)
+        except (RuntimeError, IndexError, KeyError, StopIteration) as error:
+            counts = ", ".join(f"{len(names)} × {pattern}" for pattern, names in made.pieces.items())
+            raise CheckpointError(
+                f"{self.directory} has no whole {name!r}: of its pieces there are {counts}; is the checkpoint complete?"
+            ) from error
+
+    def stored_shape(self, stored: str) -> tuple[int, ...]:
+        """The shape of a tensor, by the name that it has in the checkpoint."""
         return (
             self._safetensors[stored][1]
             if self.format == "safetensors"
@@ -202,49 +228,18 @@ class Checkpoint(Location):
                 ) from error
 
     def _stored(self, name: str) -> str:
-        stored = self._find(name)
+        stored = self.naming.find(name)
         if stored is None:
             raise CheckpointError(
                 f"{self.directory} has no tensor {name!r}, which its architecture needs; is the checkpoint complete?"
             )
         return stored
 
-    def _find(self, name: str) -> str | None:
-        """The name under which a parameter is stored: checkpoints leave the base model's prefix out, add it, or are older."""
-        prefix = self._prefix
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in self._names:
-                return candidate
-        return self._older_names.get(name)
-
     @cached_property
-    def _converted(self) -> dict[str, Converted]:
-        """Parameter → how it is made of stored ones."""
-        from .converted import converted
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        return converted(model, self._names)
-
-    @cached_property
-    def _older_names(self) -> dict[str, str]:
-        """Parameter → stored name, by the renamings that transformers itself applies when it loads this architecture."""
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        renamings = [each for each in get_model_conversion_mapping(model) if isinstance(each, WeightRenaming)]
-        return {rename_source_key(stored, renamings, [])[0]: stored for stored in self._names}
-
-    @cached_property
-    def _prefix(self) -> str:
-        architecture: Any = AutoModelForCausalLM._model_mapping[type(self.config)]
-        return f"{architecture.base_model_prefix}."
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(self._safetensors if self.format == "safetensors" else self.state_dict)
+    def naming(self) -> Naming:
+        """How stored tensors are named."""
+        stored = self._safetensors if self.format == "safetensors" else self.state_dict
+        return Naming(frozenset(stored), self.config, self.trust_remote_code)
 
     @cached_property
     def _safetensors(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -274,12 +269,18 @@ class Checkpoint(Location):
                         f"{path} cannot be read as a pickle of tensors alone: {first_line(error)}"
                     ) from error
             return merged
+        architecture: Any = AutoModelForCausalLM
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.directory, gguf_file=self.files[0].name, dtype=torch.float32
+            model, loading = architecture.from_pretrained(
+                self.directory, gguf_file=self.files[0].name, dtype=torch.float32, output_loading_info=True
             )
         except Exception as error:  # see `config`
             raise CheckpointError(f"{self.files[0]} cannot be read: {first_line(error)}") from error
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{self.files[0]} has no tensor for {missing[0]!r}, which its architecture needs; is the file complete?"
+            )
         return dict(model.state_dict())
 
 

@@ -65,12 +65,14 @@ class Exported:
         manifest: of both.
         parity: how close the graph is to the checkpoint.
         lowering: how the graph came to be.
+        unread: what the checkpoint has beside it, in words.
     """
 
     folders: dict[str, Path]
     manifest: Manifest
     parity: verify.Parity
     lowering: graphs.Lowering
+    unread: str
 
     @property
     def repository(self) -> Path:
@@ -154,7 +156,7 @@ def export(
             facts = report_page.Facts(manifest, checkpoint.spec, built.lowering, parity, precision, command)
             manifest = _finish(manifest, folder, report_page.page(facts))
             folders = published(repository, folder, manifest, keep, serving)
-    return Exported(folders, manifest, parity, built.lowering)
+    return Exported(folders, manifest, parity, built.lowering, built.unread)
 
 
 def _as_stored(checkpoint: Checkpoint, precision: Precision) -> Precision:

@@ -9,6 +9,7 @@ from . import passes, residuals, unroll, weight_parts, weights
 from .dialects import onnxruntime as dialect
 from .layer_graph import LayerGraph, layer_graph
 from .trace import decoder_layers, rotary_tables, trace
+from .unread import unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,12 +90,14 @@ class Graph:
         layers_path: path of the list of decoder layers in the model in torch.
         hidden_states: names of what each layer hands on; none where that is more than one value.
         lowering: how it came to be.
+        unread: what the checkpoint has beside it, in words.
     """
 
     model: ir.Model
     layers_path: str
     hidden_states: tuple[str, ...]
     lowering: Lowering
+    unread: str
 
 
 def build(
@@ -109,7 +112,7 @@ def build(
 
     Raises:
         UnsupportedModel: the architecture cannot be exported exactly.
-        CheckpointError: a tensor that the architecture has is not in the checkpoint.
+        CheckpointError: a tensor that the architecture has is not in the checkpoint, or the other way round.
     """
     spec, config = checkpoint.spec, checkpoint.config
     alike = unroll.alike(decoder_layers(config, spec))
@@ -127,12 +130,12 @@ def build(
         adapters,
     )
     hidden_states, lowering = _lower(model, traced, context)
-    weights.attach(model.graph, checkpoint, traced.aliases, hessians)
+    read = weights.attach(model.graph, checkpoint, traced.aliases, hessians)
     strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()
     model.opset_imports.update(dialect.OPSETS)
-    return Graph(model, traced.layers_path, hidden_states, lowering)
+    return Graph(model, traced.layers_path, hidden_states, lowering, unread(checkpoint, read))
 
 
 def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tuple[str, ...], Lowering]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .precision import Quantization
 
 VALUES = ".qweight"
+KINDS = (VALUES, ".qzeros", ".scales", ".g_idx")
+"""The tensors of a module; the last need not be there."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the values 0 to 7 are in a word
 _SMALLEST_BLOCK = 16
 

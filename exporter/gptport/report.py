@@ -56,6 +56,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each{longer}",
         "traced": f"{traced}; a layer of {len(lowering.before.nodes)} nodes became one of {len(lowering.after.nodes)}",
         "fused": ", ".join(fusions),
+        **({"not read": result.unread} if result.unread else {}),
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
         f"of logits up to {parity.max_abs_logit:.3g}{_how(result)}",
         "greedy": f"same token at {parity.greedy_agreement:.1%} of {parity.tokens} positions",

@@ -196,8 +196,10 @@ def attach(
     source: Source,
     aliases: Mapping[str, Sequence[str]],
     hessians: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+) -> set[str]:
     """Give every initializer that is made of parameters its values, which are read only when they are written.
+
+    Returns the names of these parameters, as the source has them.
 
     Args:
         graph: the graph.
@@ -209,6 +211,7 @@ def attach(
         CheckpointError: the checkpoint lacks a parameter, or has it in another shape.
     """
     lazy: dict[tuple[Weight, Quantization], LazyBlocks] = {}
+    read: set[str] = set()
     for value in graph.initializers.values():
         recipe = value.meta.get(_META)
         if recipe is None:
@@ -216,6 +219,7 @@ def attach(
         weight = recipe if isinstance(recipe, Weight) else recipe.weight
         weight = replace(weight, names=_stored_names(weight, source, aliases))
         _check_shape(weight, source, recipe.shape if isinstance(recipe, Part) else shape(value))
+        read.update(weight.names)
         assert value.dtype is not None
         if isinstance(recipe, Part):
             make = partial(_blocks, weight, source, recipe.quantization, hessians or {})
@@ -224,6 +228,7 @@ def attach(
         else:
             reader = _reader(weight, source.tensor, TORCH_DTYPES[value.dtype])
         value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(shape(value)), name=value.name)
+    return read
 
 
 def _stored_names(weight: Weight, source: Source, aliases: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

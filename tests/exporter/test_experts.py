@@ -70,7 +70,7 @@ def test_only_the_chosen_experts_are_computed_and_the_logits_are_torchs(
 
 def test_experts_that_are_stored_one_by_one_are_joined_as_transformers_does(mixtral):
     checkpoint = open_checkpoint(str(mixtral))
-    assert "model.layers.0.block_sparse_moe.experts.0.w1.weight" in checkpoint._names
+    assert "model.layers.0.block_sparse_moe.experts.0.w1.weight" in checkpoint.naming.stored
     loaded = MixtralForCausalLM.from_pretrained(mixtral).state_dict()
     for name in ("model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
         assert name in checkpoint
