@@ -6,7 +6,7 @@ arithmetic. Everything else of a model (residual additions, embeddings, soft cap
 | operator | inputs | outputs | attributes |
 |---|---|---|---|
 | Attention | q [B,H,S,D], k [B,K,S,D], v, past_key [B,K,L,D], past_value, seqlens_k, sink? | [B,S,H,D], present ×2 | see below |
-| Rotary | x [B,H,S,D], table [B,S,R] | x, its first R of D rotated | interleaved: pairs side by side, or a half apart |
+| Rotary | x [B,H,S,D], table [B,S,R] | x, its first R of D rotated | interleaved: pairs side by side; backwards |
 | RotaryTable | x, position_ids [B,S] | table [B,S,D] in x's dtype | module: path of the module that makes the angles |
 | Linear | x [...,in], weight, bias? | [...,out] | transposed: 0 for a weight [out,in], 1 for [in,out] |
 | Norm | x, weight, bias? | normalized over the last axis | kind: `rms` or `layer`; epsilon; offset: added to the weight |
@@ -68,12 +68,15 @@ def attention(
     return out, present_key, present_value
 
 
-def rotary(x: torch.Tensor, table: torch.Tensor, *, interleaved: bool) -> torch.Tensor:
+def rotary(
+    x: torch.Tensor, table: torch.Tensor, *, interleaved: bool, backwards: bool = False
+) -> torch.Tensor:
     """Rotary position embedding: (x1, x2) → (x1·cos - x2·sin, x2·cos + x1·sin) for the pairs of the axes that the table covers.
 
-    A pair is (i, i + R/2) of the first R axes, or (2i, 2i + 1) if `interleaved`.
+    A pair is (i, i + R/2) of the first R axes, or (2i, 2i + 1) if `interleaved`. `backwards` rotates by the negative angles.
     """
-    return emit("gptport::Rotary", [x, table], {"interleaved": int(interleaved)}, x.shape)[0]
+    attributes = {"interleaved": int(interleaved), **({"backwards": 1} if backwards else {})}
+    return emit("gptport::Rotary", [x, table], attributes, x.shape)[0]
 
 
 def rotary_table(x: torch.Tensor, position_ids: torch.Tensor, module: str, head_dim: int) -> torch.Tensor:

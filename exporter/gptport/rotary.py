@@ -134,21 +134,25 @@ def embedding(path: str, meta: nn.Module) -> Callable[..., Any]:
     return forward
 
 
-def application(*, interleaved: bool) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+def application(
+    *, interleaved: bool, backwards: bool = False
+) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """What stands for a model's `apply_rotary_pos_emb`."""
 
     def apply(
         query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert cos is sin, "a swapped rotary module returns its table twice"
-        rotated = [operators.rotary(x, cos, interleaved=interleaved) for x in (query, key)]
+        rotated = [
+            operators.rotary(x, cos, interleaved=interleaved, backwards=backwards) for x in (query, key)
+        ]
         return rotated[0], rotated[1]
 
     return apply
 
 
-def is_interleaved(apply: Callable[..., Any]) -> bool:
-    """Whether a model's own function rotates pairs that lie side by side.
+def way(apply: Callable[..., Any]) -> dict[str, bool]:
+    """How a model's own function rotates: `interleaved`, pairs that lie side by side; `backwards`, by the negative angles.
 
     Raises:
         UnsupportedModel: it rotates neither these nor pairs that are half a head apart.
@@ -156,13 +160,13 @@ def is_interleaved(apply: Callable[..., Any]) -> bool:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 3, 8, generator=generator) for _ in range(2))
     angles = torch.randn(1, 3, 4, generator=generator)
-    for interleaved in (False, True):
-        expected = [_rotated(x, angles, interleaved=interleaved) for x in (query, key)]
+    for interleaved, sign in ((False, 1), (True, 1), (False, -1), (True, -1)):
+        expected = [_rotated(x, sign * angles, interleaved=interleaved) for x in (query, key)]
         for table in (angles.repeat_interleave(2, -1), angles.repeat(1, 1, 2), angles):
             with suppress(RuntimeError, TypeError, ValueError):
                 got = apply(query, key, table.cos(), table.sin())
                 if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True)):
-                    return interleaved
+                    return {"interleaved": interleaved, "backwards": sign < 0}
     raise UnsupportedModel(f"{apply.__module__}.apply_rotary_pos_emb rotates neither halves nor neighbours")
 
 

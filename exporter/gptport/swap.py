@@ -135,6 +135,12 @@ def attend(
     sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention operator on the new queries, keys and values [B,H,S,D] of a layer and its cache; [B,S,H,D]."""
+    for kind, made, kept in zip(("keys", "values"), new[1:], call.past[layer], strict=True):
+        if (made.shape[1], made.shape[3]) != (kept.shape[1], kept.shape[3]):
+            raise UnsupportedModel(
+                f"layer {layer} has {kind} of {made.shape[1]} heads of {made.shape[3]}, where its configuration stands for "
+                f"{kept.shape[1]} of {kept.shape[3]}; gptport has one shape of KV cache for keys and values of all layers"
+            )
     out, *present = operators.attention(
         *new,
         *call.past[layer],
@@ -226,7 +232,7 @@ def _rotation(apply: Callable[..., Any]) -> Callable[..., Any]:
     if rotary.takes_one_tensor(apply):
         rotary.check_neighbours(apply)
         return lambda x, *_: rotary.looked_up(x, current().table)
-    return rotary.application(interleaved=rotary.is_interleaved(apply))
+    return rotary.application(**rotary.way(apply))
 
 
 def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[..., Any] | None:

@@ -6,7 +6,6 @@ import pytest
 
 from gptport import passes, weights
 from gptport.dialects import onnxruntime as dialect
-from gptport.errors import UnsupportedModel
 from gptport.passes.fuse_attention import fuse_attention
 from graphs import (
     FLOAT,
@@ -75,11 +74,3 @@ def test_a_product_multiplies_by_a_matrix_that_is_stored_as_it_is_used(transpose
     (product,) = model.graph
     assert (product.op_type, product.inputs[1].name) == ("MatMul", names)
     assert list(product.inputs[1].shape) == [8, 4]
-
-
-def test_rotary_outside_of_attention_is_refused_by_name():
-    x, table = value("x", "batch", 4, "sequence", 16), value("table", "batch", "sequence", 16)
-    node = ours("Rotary", [x, table], {}, "batch", 4, "sequence", 16)
-    model = model_of([x, table], [node], [node.outputs[0]])
-    with pytest.raises(UnsupportedModel, match="Rotary outside of attention"):
-        dialect.lower(model.graph, None)

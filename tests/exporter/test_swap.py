@@ -157,16 +157,23 @@ def rotating_neighbours(query, key, cos, sin):
 
 
 def test_it_is_told_apart_which_axes_are_rotated_together():
-    assert rotary.is_interleaved(apply_rotary_pos_emb) is False
-    assert rotary.is_interleaved(rotating_neighbours) is True
+    assert rotary.way(apply_rotary_pos_emb) == {"interleaved": False, "backwards": False}
+    assert rotary.way(rotating_neighbours) == {"interleaved": True, "backwards": False}
 
 
-def test_another_rotation_is_refused():
+def test_it_is_told_which_way_they_are_rotated():
     def backwards(query, key, cos, sin):
         return apply_rotary_pos_emb(query, key, cos, -sin)
 
+    assert rotary.way(backwards) == {"interleaved": False, "backwards": True}
+
+
+def test_another_rotation_is_refused():
+    def twice(query, key, cos, sin):
+        return apply_rotary_pos_emb(*apply_rotary_pos_emb(query, key, cos, sin), cos, sin)
+
     with pytest.raises(UnsupportedModel, match="rotates neither halves nor neighbours"):
-        rotary.is_interleaved(backwards)
+        rotary.way(twice)
 
 
 @contextmanager

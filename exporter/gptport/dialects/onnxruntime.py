@@ -20,6 +20,7 @@ from ..passes.fuse_experts import fuse_experts
 from ..passes.fuse_skip_norm import fuse_skip_norm
 from ..passes.pack_projections import pack_projections
 from ..passes.quantize_matrices import quantize_matrices
+from ..passes.rotate_apart import rotate_apart
 from ..passes.unflatten import unflatten
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ PASSES = (
     cancel_views,
     pack_projections,
     fuse_attention,
+    rotate_apart,
     arrange_projections,
     fuse_experts,
     cancel_views,

@@ -2,7 +2,8 @@
 
     Attention(Rotary(heads(q)), Rotary(heads(k)), heads(v), past…)  →  GroupQueryAttention(q, k, v, past…, cos, sin)
 
-`heads` is the view [B,S,H·D] → [B,H,S,D]. The operator:
+`heads` is the view [B,S,H·D] → [B,H,S,D]. A rotation that the operator cannot take in, because something follows it, stays; see
+`rotate_apart`. The operator:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention
 """
 
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from . import constant, insert_before, is_op, producer, replace_value
+from .rotate_apart import pairs, rotary_caches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from . import Context
 
+_PAIRS = 8
+"""The operator rotates a multiple of so many pairs of axes."""
 _HEADS = (0, 2, 1, 3)
 """The permutation [B,S,H,D] ↔ [B,H,S,D]."""
 
@@ -52,13 +55,13 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     assert key is not None
     assert value is not None
     heads, kv_heads, head_dim = (int(n) for n in (query.shape[1], key.shape[1], query.shape[3]))  # type: ignore[index, arg-type]
-    rotary = query.producer()
-    (query, table), (key, key_table) = _unrotated(query), _unrotated(key)
-    if table is not key_table:
-        raise UnsupportedModel(
-            "query or key is changed between its rotation and attention, or they have other angles; gptport cannot lower that yet"
-        )
-    caches = _rotary_caches(graph, table, context) if table else (None, None)
+    caches: tuple[ir.Value | None, ir.Value | None] = (None, None)
+    rotary = _rotation(query, key)
+    if rotary is not None:
+        caches = rotary_caches(graph, rotary[0], context)
+        query, key = (each.inputs[0] for each in rotary)
+        assert query is not None
+        assert key is not None
     bias = _alibi(graph, node, total, query)
     rows = [_rows(node, tensor) for tensor in (query, key, value)]
     rows[0], scale = _unscaled(rows[0])
@@ -69,8 +72,8 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
             "num_heads": heads,
             "kv_num_heads": kv_heads,
             "scale": scale * node.attributes.get_float("scale"),
-            "do_rotary": int(table is not None),
-            **_options(node, rotary),
+            "do_rotary": int(rotary is not None),
+            **_options(node, rotary and rotary[0]),
         },
         domain="com.microsoft",
         num_outputs=3,
@@ -131,18 +134,20 @@ def _options(attention: ir.Node, rotary: ir.Node | None) -> dict[str, int | floa
         options["local_window_size"] = attention.attributes.get_int("window")
     if attention.attributes.get_float("softcap"):
         options["softcap"] = attention.attributes.get_float("softcap")
-    if rotary is not None and is_op(rotary, "Rotary", DOMAIN) and rotary.attributes.get_int("interleaved"):
+    if rotary is not None and rotary.attributes.get_int("interleaved"):
         options["rotary_interleaved"] = 1
     return options
 
 
-def _unrotated(tensor: ir.Value) -> tuple[ir.Value, ir.Value | None]:
-    """What was rotated, and the table it was rotated by."""
-    node = tensor.producer()
-    if node is None or not is_op(node, "Rotary", DOMAIN):
-        return tensor, None
-    assert node.inputs[0] is not None
-    return node.inputs[0], node.inputs[1]
+def _rotation(query: ir.Value, key: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+    """What rotates query and key right before attention, if it is the same for both and the operator can do it."""
+    by_query, by_key = producer(query), producer(key)
+    if by_query is None or by_key is None:
+        return None
+    rotated = is_op(by_query, "Rotary", DOMAIN) and is_op(by_key, "Rotary", DOMAIN)
+    if not rotated or by_query.inputs[1] is not by_key.inputs[1] or by_query.attributes != by_key.attributes:
+        return None
+    return None if pairs(by_query) % _PAIRS else (by_query, by_key)
 
 
 def _unscaled(rows: ir.Value) -> tuple[ir.Value, float]:
@@ -154,25 +159,6 @@ def _unscaled(rows: ir.Value) -> tuple[ir.Value, float]:
     if query is None or factor is None or factor.const_value is None or factor.const_value.size != 1:
         return rows, 1.0
     return query, float(factor.const_value.numpy().item())
-
-
-def _rotary_caches(graph: ir.Graph, table: ir.Value, context: Context) -> tuple[ir.Value, ir.Value]:
-    """Cosines and sines, each [max_length, head_dim / 2], in the graph's dtype."""
-    maker = table.producer()
-    assert maker is not None
-    assert table.dtype is not None
-    module = maker.attributes.get_string("module")
-    names = [f"{module}.{which}_cache" for which in ("cos", "sin")]
-    if names[0] not in graph.initializers:
-        tables = context.rotary(module)
-        if tables[0].shape[1] % 8:
-            raise UnsupportedModel(
-                f"{module} rotates {2 * tables[0].shape[1]} axes of a head; onnxruntime wants a multiple of 16"
-            )
-        for name, values in zip(names, tables, strict=True):
-            constant(graph, values, table.dtype, name=name)
-    cos, sin = (graph.initializers[name] for name in names)
-    return cos, sin
 
 
 def _rows(before: ir.Node, tensor: ir.Value) -> ir.Value:
