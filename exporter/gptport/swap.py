@@ -236,9 +236,9 @@ def _rotation(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[..., Any] | None:
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:  # a router may do more
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=False)
-    if isinstance(module, Conv1D):
+    if isinstance(module, Conv1D) and type(module).forward is Conv1D.forward:
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=True)
     if experts.are_experts(module):
         return experts.replacement(path, module, model.get_submodule(path))

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from . import operators, own_attention, recording, rotary, swap, weights
-from .aten import DTYPES, Translator, symbolic_shape
+from .aten import DTYPES, Translator, symbolic_shape, translate
 from .errors import GptportError, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def _translate(recorded: recording.Recording, model: PreTrainedModel, tensors: _
     for call in recording.used(
         recorded, [recorded.numbers[id(tensor)] for tensor in tensors.outputs.values()]
     ):
-        translator.translate(call)
+        translate(translator, call)
     for name, tensor in tensors.outputs.items():
         output = values[recorded.numbers[id(tensor)]]
         output.name = name

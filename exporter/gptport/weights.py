@@ -57,7 +57,8 @@ class Weight:
             for part in parts
         ):
             return ()
-        first[self.axis] = len(self.order) or sum(part[self.axis] for part in parts)
+        if len(parts) > 1 or self.order:  # one number has no axes
+            first[self.axis] = len(self.order) or sum(part[self.axis] for part in parts)
         return (*first[:-2], first[-1], first[-2]) if self.transposed else tuple(first)
 
     def read(self, read: Read, dtype: torch.dtype) -> torch.Tensor:

@@ -11,7 +11,10 @@ STATED = {
     for cells in (line.split("|") for line in TABLE.read_text().splitlines())
     if len(cells) > 3
 }
-REWRITTEN = {"persimmon": "Gather, Split, Squeeze"}  # its norms lie between the projection and attention
+REWRITTEN = {
+    "persimmon": "Gather, Split, Squeeze",  # its norms lie between the projection and attention
+    "granite": "FusedMatMul, MatMul, Mul",  # what a layer adds is multiplied by a number
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

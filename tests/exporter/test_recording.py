@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from gptport import recording
-from gptport.aten import Translator, symbolic_shape
+from gptport.aten import Translator, symbolic_shape, translate
 from gptport.errors import UnsupportedModel
 from gptport.recording import Ref, Size
 
@@ -47,7 +47,7 @@ def translated(function):
     x = Value(name="x", shape=symbolic_shape(recorded.shapes[0]), type=TensorType(DataType.FLOAT))
     translator = Translator(graph, recorded, {0: x})
     for call in recorded.calls:
-        translator.translate(call)
+        translate(translator, call)
     return [node.op_type for node in graph], translator.values[len(recorded.shapes) - 1]
 
 
