@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from . import packed
 from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
 from .locate import Location, locate
-from .naming import Naming
+from .naming import Naming, text_part
 from .packed import Packed, Packing
 from .spec import ModelSpec
 
@@ -49,7 +49,12 @@ class Checkpoint(Location):
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """transformers' configuration."""
+        """transformers' configuration of the model, which decodes text."""
+        return text_part(self.whole_config)
+
+    @cached_property
+    def whole_config(self) -> PretrainedConfig:
+        """transformers' configuration of all that the checkpoint has; the same unless that is more than text."""
         gguf = {"gguf_file": self.files[0].name} if self.format == "gguf" else {}
         try:
             config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -84,7 +89,7 @@ class Checkpoint(Location):
         Raises:
             UnsupportedModel: in a way that gptport does not read.
         """
-        settings = getattr(self.config, "quantization_config", None)
+        settings = getattr(self.whole_config, "quantization_config", None)
         if self.format == "gguf" or not settings:
             return None
         return Packing.of(settings if isinstance(settings, dict) else settings.to_dict())
@@ -239,7 +244,7 @@ class Checkpoint(Location):
     def naming(self) -> Naming:
         """How stored tensors are named."""
         stored = self._safetensors if self.format == "safetensors" else self.state_dict
-        return Naming(frozenset(stored), self.config, self.trust_remote_code)
+        return Naming(frozenset(stored), self.whole_config, self.config, self.trust_remote_code)
 
     @cached_property
     def _safetensors(self) -> dict[str, tuple[Path, tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -12,14 +13,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from .errors import CheckpointError, UsageError, first_line
+from .errors import CheckpointError, UnsupportedModel, UsageError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from .checkpoint import Checkpoint
 
@@ -75,12 +76,13 @@ def reference(
     `layers_path` names the list of decoder layers, if their hidden states are wanted.
     """
     ids = beginning(tokenizer_json, text, checkpoint.spec.vocab_size, max_length)
-    model = in_torch(checkpoint)
+    model = in_torch(checkpoint, whole=True)
     adapt(model)
     states: list[NDArray[np.float32]] = []
-    for layer in model.get_submodule(layers_path).children() if layers_path else ():
+    path = layers_path and checkpoint.naming.whole_name(layers_path)
+    for layer in model.get_submodule(path).children() if path else ():
         layer.register_forward_hook(lambda _, __, output: states.append(_watched(output)))
-    with torch.no_grad():
+    with torch.no_grad(), _named(checkpoint):
         logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
     return Reference(ids, logits, np.stack(states) if states else np.zeros((0, ids.shape[1], 0), np.float32))
 
@@ -99,28 +101,52 @@ def _watched(output: Any) -> NDArray[np.float32]:
     return kept
 
 
-def in_torch(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model in torch, float32; a large one, or one in integers, reads the weights of a module each time it runs."""
+@contextmanager
+def _named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say of an error of a model that takes more than text where it comes from: it may not do without the rest."""
+    try:
+        yield
+    except Exception as error:
+        if not checkpoint.naming.is_part:
+            raise
+        raise UnsupportedModel(
+            f"{type(checkpoint.naming.model).__name__} does not run on text alone: {first_line(error)}"
+        ) from error
+
+
+def in_torch(checkpoint: Checkpoint, *, whole: bool = False) -> PreTrainedModel:
+    """The model in torch, float32; a large one, or one in integers, reads the weights of a module each time it runs.
+
+    Of a checkpoint for more than text it is the decoder of text alone, or `whole`, all that the checkpoint has.
+    """
     large = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
-    model = _streamed(checkpoint) if large or checkpoint.packing else _loaded(checkpoint)
+    alone = checkpoint.naming.is_part and not whole
+    if large or checkpoint.packing or alone:
+        model = _streamed(checkpoint, checkpoint.config if alone else checkpoint.whole_config)
+    else:
+        model = _loaded(checkpoint)
     model.eval()
     return model
 
 
+def _architecture(checkpoint: Checkpoint) -> Any:
+    """What makes the model: a class, for all of a checkpoint that has more than text."""
+    return type(checkpoint.naming.model) if checkpoint.naming.is_part else AutoModelForCausalLM
+
+
 def _loaded(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model as transformers loads it; from GGUF, with the weights that transformers read already."""
-    architecture: Any = AutoModelForCausalLM
+    architecture = _architecture(checkpoint)
     settings = {"dtype": torch.float32, "attn_implementation": "eager"}
     if checkpoint.format == "gguf":
         model: PreTrainedModel = architecture.from_config(checkpoint.config, **settings)
         model.load_state_dict(checkpoint.state_dict, assign=True)
         return model
+    if not checkpoint.naming.is_part:
+        settings["trust_remote_code"] = checkpoint.trust_remote_code
     try:
         model = architecture.from_pretrained(
-            checkpoint.directory,
-            trust_remote_code=checkpoint.trust_remote_code,
-            use_safetensors=checkpoint.format == "safetensors",
-            **settings,
+            checkpoint.directory, use_safetensors=checkpoint.format == "safetensors", **settings
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise CheckpointError(
@@ -129,20 +155,24 @@ def _loaded(checkpoint: Checkpoint) -> PreTrainedModel:
     return model
 
 
-def _streamed(checkpoint: Checkpoint) -> PreTrainedModel:
+def _streamed(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedModel:
     """The model without its weights: each module reads its own before it runs, and forgets them after."""
     from accelerate import cpu_offload, init_empty_weights
 
-    architecture: Any = AutoModelForCausalLM
+    part = config is not checkpoint.whole_config
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = architecture.from_config(
-            checkpoint.config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            trust_remote_code=checkpoint.trust_remote_code,
-        )
+        if checkpoint.naming.is_part and not part:
+            model: PreTrainedModel = _architecture(checkpoint)._from_config(config, **settings)
+        else:
+            architecture: Any = AutoModelForCausalLM
+            model = architecture.from_config(
+                config, trust_remote_code=checkpoint.trust_remote_code, **settings
+            )
     model.tie_weights()
-    cpu_offload(model, torch.device("cpu"), state_dict=_Float32(checkpoint, _aliases(model)))
+    name = (lambda each: each) if part else checkpoint.naming.name
+    aliases = {own: tuple(map(name, others)) for own, others in _aliases(model).items()}
+    cpu_offload(model, torch.device("cpu"), state_dict=_Float32(checkpoint, aliases))
     return model
 
 

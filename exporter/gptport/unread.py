@@ -78,7 +78,7 @@ def _kind(checkpoint: Checkpoint, stored: str, read: Collection[str]) -> str | N
         if same is not None:
             _check_same(checkpoint, stored, same)
             return "copies"
-        return "that the model has and does not use"
+        return "of other parts" if naming.is_part else "that the model has and does not use"
     if any(re.search(pattern, stored) for pattern in _ignored(naming.model)):
         return "that transformers ignores"
     if _MASKS.search(stored) and checkpoint.stored_shape(stored) in ((), _square(checkpoint, stored)):
