@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def reference(
     for layer in model.get_submodule(path).children() if path else ():
         layer.register_forward_hook(lambda _, __, output: states.append(_watched(output)))
     with torch.no_grad(), _named(checkpoint):
-        logits = model(torch.from_numpy(ids), use_cache=False).logits.float().numpy()
+        logits = model(**_inputs(checkpoint, model, ids), use_cache=False).logits.float().numpy()
     return Reference(ids, logits, np.stack(states) if states else np.zeros((0, ids.shape[1], 0), np.float32))
 
 
@@ -99,6 +100,16 @@ def _watched(output: Any) -> NDArray[np.float32]:
     hidden = output if isinstance(output, torch.Tensor) else output[0]
     kept: NDArray[np.float32] = hidden[WATCHED_ROW, :WATCHED_TOKENS].float().numpy().copy()
     return kept
+
+
+def _inputs(
+    checkpoint: Checkpoint, model: PreTrainedModel, ids: NDArray[np.int64]
+) -> dict[str, torch.Tensor]:
+    """What a model is given for text; one that tells images from text, also that all of it is text."""
+    given = {"input_ids": torch.from_numpy(ids)}
+    if checkpoint.naming.is_part and "token_type_ids" in inspect.signature(model.forward).parameters:
+        given["token_type_ids"] = torch.zeros_like(given["input_ids"])
+    return given
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from gptport import reference
 from gptport.checkpoint import open_checkpoint
-from gptport.errors import CheckpointError
+from gptport.errors import CheckpointError, VerificationError
 from gptport.graph import build
 from gptport.precision import by_name
 from small_models import config
@@ -91,3 +91,8 @@ def test_a_tensor_of_its_text_that_nothing_reads_stops_the_export(multimodal, co
         CheckpointError, match=f"has {name}, which Gemma3ForConditionalGeneration does not read"
     ):
         build(open_checkpoint(str(folder)), by_name("fp32"), 64)
+
+
+def test_a_model_whose_text_sees_what_comes_after_is_not_exported(multimodal, exported):
+    with pytest.raises(VerificationError, match="differs from the original"):
+        exported(multimodal("paligemma"))
