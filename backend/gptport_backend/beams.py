@@ -58,8 +58,9 @@ class Beam(Generation):
         self.rows = 0  # the search has taken it into account
         self.search = search
 
-    def check_end(self) -> None:
-        """Left to the search."""
+    def over(self, now: float) -> FinishReason:  # noqa: ARG002 - left to the search
+        """Never by itself."""
+        return ""
 
 
 class BeamSearch(Generation):

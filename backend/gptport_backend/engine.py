@@ -172,8 +172,10 @@ class Engine:
             self._decode(decoding)
 
     def _drop_ended(self) -> None:
+        now = time.monotonic()
         for generation in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._advance(generation, generation.check_end)
+            if generation.over(now):
+                self._advance(generation, generation.check_end)
 
     def _make_room(self) -> None:
         """Let sequences wait again until the others can go on; what they had computed is computed anew, or copied."""
@@ -256,8 +258,9 @@ class Engine:
         self, generations: list[Generation] | tuple[Generation, ...], tokens: list[int], logits: NDArray[Any]
     ) -> None:
         now = time.monotonic()
-        for row, (generation, token) in enumerate(zip(generations, tokens, strict=True)):
-            if not np.isfinite(logits[row, token]):
+        finite = np.isfinite(logits[range(len(tokens)), tokens]).tolist()
+        for generation, token, chosen in zip(generations, tokens, finite, strict=True):
+            if not chosen:
                 self._fail([generation], generation.sampler.error or NOTHING_TO_CHOOSE)
                 continue
             self._count_token(generation, now)

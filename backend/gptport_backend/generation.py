@@ -140,14 +140,20 @@ class Generation(Sequence):
         elif self._stream and self._text:
             self._send()
 
-    def check_end(self) -> None:
-        """End the sequence if its time is over, nobody waits for it anymore, or no more than what is there was asked for."""
+    def over(self, now: float) -> FinishReason:
+        """Why the sequence has to end: nobody waits for it anymore, its time is over, or all that was asked for is there."""
         if self.answers.is_cancelled():
-            self.finish("cancelled")
-        elif time.monotonic() >= self._deadline:
-            self.finish("timeout")
-        elif not self.limit and (self._score is None or self._score.complete):
-            self.finish("length")
+            return "cancelled"
+        if now >= self._deadline:
+            return "timeout"
+        if not self.limit and (self._score is None or self._score.complete):
+            return "length"
+        return ""
+
+    def check_end(self) -> None:
+        """End the sequence if it is over."""
+        if reason := self.over(time.monotonic()):
+            self.finish(reason)
 
     def give_up_row(self) -> None:
         super().give_up_row()

@@ -124,6 +124,8 @@ def test_the_answers_of_a_request_count_in_the_queue(serve: Callable[..., Served
     served = serve(max_batch_size=1, max_waiting=5)
     running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
     running.wait_for_first()
+    decode, all_sent = served.runner.decode, threading.Event()
+    served.runner.decode = lambda *arguments: all_sent.wait(30) and decode(*arguments)  # type: ignore[method-assign]
     answers = [served.ask(text_input="hello", max_tokens=3, n=3)]
     with pytest.raises(
         Unavailable, match="the queue is full: 3 requests wait, n is 3, and max_waiting is 5;"
@@ -135,6 +137,7 @@ def test_the_answers_of_a_request_count_in_the_queue(serve: Callable[..., Served
     with pytest.raises(RequestError, match="n is 6; it must be at most max_waiting, which is 5"):
         served.ask(text_input="hello", n=6)
     running.cancelled = True
+    all_sent.set()
     assert {piece.finish_reason for answer in answers for piece in answer.wait().pieces} == {"length"}
 
 
