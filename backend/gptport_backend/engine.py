@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -255,16 +256,21 @@ class Engine:
             self._pass_on(generations, tokens, logits)
 
     def _pass_on(
-        self, generations: list[Generation] | tuple[Generation, ...], tokens: list[int], logits: NDArray[Any]
+        self,
+        generations: list[Generation] | tuple[Generation, ...],
+        tokens: list[int | Exception],
+        logits: NDArray[Any],
     ) -> None:
         now = time.monotonic()
-        finite = np.isfinite(logits[range(len(tokens)), tokens]).tolist()
-        for generation, token, chosen in zip(generations, tokens, finite, strict=True):
-            if not chosen:
+        for generation, token, row in zip(generations, tokens, logits, strict=True):
+            if isinstance(token, Exception):
+                log.error("a request failed", exc_info=token)
+                self._fail([generation], f"the engine failed: {token}")
+            elif not math.isfinite(row[token]):
                 self._fail([generation], generation.sampler.error or NOTHING_TO_CHOOSE)
-                continue
-            self._count_token(generation, now)
-            self._advance(generation, partial(generation.accept, token))
+            else:
+                self._count_token(generation, now)
+                self._advance(generation, partial(generation.accept, token))
 
     def _search(self, search: BeamSearch, logits: NDArray[Any]) -> None:
         """One step of a beam search."""
@@ -279,7 +285,7 @@ class Engine:
         self._tally.output_tokens += 1
         if generation.output:
             self._tally.next_token.observe(now - generation.token_at)
-        else:
+        elif generation.first_token is None:  # a search that was put back begins anew
             self._tally.first_token.observe(now - generation.arrived)
         generation.token_at = now
 
@@ -301,10 +307,16 @@ class Engine:
         self._rows.remove(generation)
 
     def _keep_prefix(self, generation: Generation) -> None:
-        if generation.computed:
-            row = self._scheduler.running.index(generation)
-            tokens = generation.tokens[: generation.computed]
+        """Keep what was computed for those that begin alike, if there is memory for it: nobody depends on it."""
+        if not generation.computed:
+            return
+        row = self._scheduler.running.index(generation)
+        tokens = generation.tokens[: generation.computed]
+        try:
             self._prefixes.keep(tokens, self._cache, row, generation.adapter)
+        except Exception:
+            log.exception("keys and values could not be kept for prompts that begin alike")
+            self._prefixes.clear()
 
     def _fail(self, generations: list[Generation], message: str) -> None:
         for generation in [each for each in generations if each.rows]:

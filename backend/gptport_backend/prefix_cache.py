@@ -89,6 +89,10 @@ class PrefixCache:
         for place, target in enumerate(cache.buffers):
             self._memory.copy(kept.buffer, place, target, row, count)
 
+    def clear(self) -> None:
+        """Keep nothing of what is there."""
+        self._kept = []
+
     def _of(self, adapter: Adapter | None) -> list[Kept]:
         return [kept for kept in self._kept if kept.adapter is adapter]
 

@@ -70,6 +70,12 @@ class Sampler:
             return int(logits.argmax())
         return _draw(scaled, self._parameters, u)
 
+    def take(self, logits: Logits, likeliest: int) -> int:
+        """The next token, noted already, by `logits [vocab]`, adjusted, whose largest is at `likeliest`."""
+        token = likeliest if self.greedy else self.draw(logits)
+        self.append(token)
+        return token
+
     def append(self, token: int) -> None:
         """Take note of the token that came of it."""
         self._history.append(token)
@@ -79,15 +85,23 @@ class Sampler:
             self.logprobs.append(Logprobs.of(self._raw, token, self._parameters.logprobs or 0))
 
 
-def sample(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
-    """The next token of each row of `logits [batch, vocab]`, which are adjusted in place: -inf is what must not come."""
-    for row, sampler in zip(logits, samplers, strict=True):
-        sampler.adjust(row)
-    tokens: list[int] = logits.argmax(axis=1).tolist()
+def sample(logits: Logits, samplers: Sequence[Sampler]) -> list[int | Exception]:
+    """The next token of each row of `logits [batch, vocab]`, which are adjusted in place: -inf is what must not come.
+
+    For a row whose sampler fails it is the error; the others do not notice.
+    """
+    errors: dict[int, Exception] = {}
     for row, sampler in enumerate(samplers):
-        if not sampler.greedy:
-            tokens[row] = sampler.draw(logits[row])
-        sampler.append(tokens[row])
+        try:
+            sampler.adjust(logits[row])
+        except Exception as error:
+            errors[row] = error
+    tokens: list[int | Exception] = []
+    for row, token in enumerate(logits.argmax(axis=1).tolist()):
+        try:
+            tokens.append(errors.get(row) or samplers[row].take(logits[row], token))
+        except Exception as error:
+            tokens.append(error)
     return tokens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -161,6 +162,58 @@ def test_a_sink_that_fails_hurts_only_its_own_request(serve: Callable[..., Serve
     bad.send = _broken  # type: ignore[method-assign]
     assert bad.wait().error
     assert other.wait().finish_reason == "length"
+
+
+def test_a_sampler_that_fails_hurts_only_its_own_request(serve: Callable[..., Served]) -> None:
+    served = serve()
+    expected = served.ask(text_input="hello", max_tokens=40).wait().token_ids
+    decode, steps = served.runner.decode, []
+
+    def broken_for_the_second(*arguments: Any) -> Any:
+        logits = decode(*arguments)
+        steps.append(len(logits))
+        if len(logits) == 3:
+            logits[1] = float("nan")
+        return logits
+
+    served.runner.decode = broken_for_the_second  # type: ignore[method-assign]
+    several = {"text_input": "hello", "max_tokens": 40, "n": 3}
+    answers = [served.ask(**several, logprobs=1).wait()]
+    assert "not finite" in answers[0].error
+    served.runner.prefill, held = _held(served.runner.prefill)  # type: ignore[method-assign]
+    answers = [served.ask(text_input="hello", max_tokens=40, **more) for more in ({}, {"logprobs": 1}, {})]
+    held.set()
+    first, second, third = (answer.wait() for answer in answers)
+    assert "not finite" in second.error
+    assert (first.token_ids, third.token_ids) == (expected, expected)
+    assert 3 in steps
+
+
+def _held(run: Callable[..., Any]) -> tuple[Callable[..., Any], threading.Event]:
+    """A function that waits for the event."""
+    go_on = threading.Event()
+    return lambda *arguments: go_on.wait(30) and run(*arguments), go_on
+
+
+def test_memory_that_is_short_for_a_prefix_hurts_nobody(serve: Callable[..., Served]) -> None:
+    served = serve()
+    prompt = "the quick brown fox jumps over the lazy dog"
+    first = served.ask(text_input=prompt, max_tokens=5).wait().token_ids
+    wait_until(lambda: served.engine._tally.prefix_bytes > 0)
+    memory, allocate = served.engine._prefixes._memory, served.engine._prefixes._memory.allocate
+
+    def short(shape: tuple[int, ...], dtype: str) -> Any:
+        if shape[0] == len(served.manifest.cache.tensors):
+            raise MemoryError("no memory is left")
+        return allocate(shape, dtype)
+
+    memory.allocate = short  # type: ignore[method-assign]
+    other = served.ask(text_input="a", max_tokens=200, ignore_eos=True)
+    for answer in (served.ask(text_input=prompt + " again", max_tokens=5) for _ in range(2)):
+        assert answer.wait().error == ""
+    assert (other.wait().error, len(other.token_ids)) == ("", 200)
+    assert served.engine._prefixes.bytes == 0
+    assert served.ask(text_input=prompt, max_tokens=5).wait().token_ids == first
 
 
 def test_metrics_that_cannot_be_published_stop_nothing(serve: Callable[..., Served]) -> None:
