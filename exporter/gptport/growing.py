@@ -75,8 +75,10 @@ def reference(folder: Path, manifest: Manifest, ids: NDArray[np.int64]) -> Refer
     return Reference(ids, logits, np.zeros((0, width, 0), np.float32))
 
 
-def compare(folder: Path, manifest: Manifest, expected: Reference, precision: Precision) -> Parity:
-    """Compare the graph, run on each row in two chunks and single tokens, with what is expected.
+def compare(
+    folder: Path, manifest: Manifest, expected: Reference, precision: Precision, *, advice: str
+) -> Parity:
+    """Compare the graph, run on each row in two chunks and single tokens, with what is expected; see `verify.judged`.
 
     Raises:
         VerificationError: it is not as close as the precision allows, gives what are not numbers, or cannot be run so.
@@ -92,7 +94,8 @@ def compare(folder: Path, manifest: Manifest, expected: Reference, precision: Pr
             f"{manifest.graph} gives logits that are not numbers; serve another precision"
         )
     what = "rows of text in two chunks and single tokens"
-    return judged([Compared(what, got, expected.logits.reshape(got.shape))], expected, precision)
+    compared = Compared(what, got, expected.logits.reshape(got.shape))
+    return judged([compared], expected, precision, advice=advice)
 
 
 def _session(folder: Path, manifest: Manifest) -> onnxruntime.InferenceSession:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _PREFILL = (3, WATCHED_TOKENS, 12, 1)  # tokens of each row of the ragged batch
 _DECODE_STEPS = 4
 
+EXPORT_ADVICE = ". Nothing was written; try another --quantization or --block-size, or allow more with --max-perplexity-increase"
+
 
 @dataclass(frozen=True)
 class LayerDifference:
@@ -120,10 +122,13 @@ def verify(
     precision: Precision,
     hidden_states: Sequence[str] = (),
     optional: Mapping[str, NDArray[np.generic]] = MappingProxyType({}),
+    *,
+    advice: str = EXPORT_ADVICE,
 ) -> Parity:
     """Compare the graph in `folder`, given these of its optional inputs, with the checkpoint.
 
-    `hidden_states` names the values of the graph that are compared with those of the reference, layer by layer.
+    `hidden_states` names the values of the graph that are compared with those of the reference, layer by layer. `advice` is the
+    end of an error's message.
 
     Raises:
         VerificationError: a logit differs by more than the precision allows, or is not a number; or the perplexity of the text
@@ -143,7 +148,7 @@ def verify(
         _layer_difference(i, runs.seen(name), expected.hidden_states[i])
         for i, name in enumerate(hidden_states)
     )
-    return judged(compared, expected, precision, layers, count)
+    return judged(compared, expected, precision, layers, count, advice=advice)
 
 
 def judged(
@@ -152,6 +157,8 @@ def judged(
     precision: Precision,
     layers: tuple[LayerDifference, ...] = (),
     count: int = 1,
+    *,
+    advice: str,
 ) -> Parity:
     """How close logits are; the first ones are those of every position of the text. The graph was run in `count` parts.
 
@@ -160,23 +167,22 @@ def judged(
     """
     parity = _parity(compared, expected, layers, count)
     worst = max(compared, key=lambda each: float(each.differences.max()))
-    _check(parity, worst.what, precision)
+    _check(parity, worst.what, precision, advice)
     return parity
 
 
-def _check(parity: Parity, worst: str, precision: Precision) -> None:
+def _check(parity: Parity, worst: str, precision: Precision, advice: str) -> None:
     allowed = precision.tolerance * parity.max_abs_logit
     if parity.max_abs_logit_difference > allowed:
         raise VerificationError(
             f"the graph differs from the original by {parity.max_abs_logit_difference:.3g} ({worst}); "
-            f"{precision.name} allows {allowed:.3g} for logits as large as {parity.max_abs_logit:.3g}. Nothing was written"
+            f"{precision.name} allows {allowed:.3g} for logits as large as {parity.max_abs_logit:.3g}{advice.partition(';')[0]}"
         )
     if not parity.perplexity_increase <= precision.max_perplexity_increase:
         raise VerificationError(
             f"the perplexity of the evaluation text rises by {parity.perplexity_increase:.1%}, from "
             f"{parity.checkpoint_perplexity:.4g} to {parity.perplexity:.4g}; {precision.name} allows "
-            f"{precision.max_perplexity_increase:.1%}. Nothing was written; try another --quantization or --block-size, or "
-            "allow more with --max-perplexity-increase"
+            f"{precision.max_perplexity_increase:.1%}{advice}"
         )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from safetensors.torch import load_file, save_file
 
 from gptport import integrity
 from gptport import manifest as manifests
@@ -154,3 +156,33 @@ def test_a_directory_that_lacks_something_is_refused(copied, packaged, tmp_path)
     with pytest.raises(CheckpointError, match=r"has neither genai_config\.json nor config\.json"):
         packaged(folder)
     assert not any((tmp_path / "repository").glob("*"))
+
+
+CHECKPOINT = FOREIGN / "optimum-llama/checkpoint"
+
+
+@pytest.mark.parametrize("name", ["genai-fp32", "genai-int4", "optimum-llama"])
+def test_a_packaged_graph_is_compared_with_a_checkpoint_where_one_is_given(
+    copied, packaged, gpt2, tmp_path, capsys, name
+):
+    packaged(copied(name))
+    model = str(next((tmp_path / "repository").iterdir()))
+    assert main(["verify", model, "--checkpoint", str(CHECKPOINT)]) == 0
+    said = capsys.readouterr().out
+    difference = float(re.search(r"logits differ by at most (\S+),", said).group(1))
+    # The int4 graph was made of the same weights, rounded.
+    assert 0 < difference < 1e-4 if name != "genai-int4" else 0.1 < difference < 4
+    assert main(["verify", model, "--checkpoint", str(gpt2)]) == 1
+    assert "was made from: it has" in capsys.readouterr().err
+
+
+def test_another_checkpoint_of_that_shape_is_found(copied, packaged, tmp_path, capsys):
+    packaged(copied("genai-fp32"))
+    other = shutil.copytree(CHECKPOINT, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.01
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    assert main(["verify", str(tmp_path / "repository/tiny"), "--checkpoint", str(other)]) == 1
+    said = capsys.readouterr().err
+    assert "the graph differs from the original by" in said
+    assert "Nothing was written" not in said

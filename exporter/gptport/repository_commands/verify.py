@@ -22,7 +22,9 @@ def add(command: argparse.ArgumentParser) -> None:
         help="folder of a model, for the version that it serves, or of one of its versions",
     )
     command.add_argument(
-        "--checkpoint", metavar="CHECKPOINT", help="compare the graph with it again, as an export does"
+        "--checkpoint",
+        metavar="CHECKPOINT",
+        help="compare the graph with it in torch, as an export does; a packaged one too",
     )
     command.add_argument(
         "--evaluation-text",

@@ -74,6 +74,9 @@ def optimum(work: Path) -> None:
     source = save(LlamaForCausalLM(LLAMA), work / "checkpoint")
     main_export(str(source), work, task="text-generation-with-past", library_name="transformers")
     keep(work, "optimum-llama", "model.onnx", "config.json", "generation_config.json")
+    (HERE / "optimum-llama/checkpoint").mkdir()
+    for file in ("model.safetensors", "config.json"):
+        shutil.copy(source / file, HERE / "optimum-llama/checkpoint")
 
 
 def merged(work: Path) -> None:
