@@ -147,6 +147,7 @@ def _package(options: argparse.Namespace) -> None:
             options.evaluation_text,
             options.keep,
             Serving(options.instances, options.gpus, options.threads, options.step_cache),
+            options.typed,
         )
     put(report.packaged(packaged, source))
 

@@ -154,7 +154,7 @@ def export(
         with steps.step("Publishing"):
             manifest = measured(manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity)
             facts = report_page.Facts(manifest, checkpoint.spec, built.lowering, parity, precision, command)
-            manifest = _finish(manifest, folder, report_page.page(facts))
+            manifest = finished(manifest, folder, report_page.page(facts))
             folders = published(repository, folder, manifest, keep, serving)
     return Exported(folders, manifest, parity, built.lowering, built.unread)
 
@@ -305,7 +305,7 @@ def measured(
     )
 
 
-def _finish(manifest: Manifest, folder: Path, report: str) -> Manifest:
+def finished(manifest: Manifest, folder: Path, report: str) -> Manifest:
     """Write the report and the manifest, which lists it, into the folder."""
     path = folder / report_page.FILE_NAME
     path.write_text(report, encoding="utf-8")

@@ -16,11 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from . import export as exports
-from . import foreign_graph, genai, growing, parts, rewire, triton_config, verify
+from . import foreign_graph, foreign_layers, genai, growing, parts, report_page, rewire, triton_config, verify
 from . import repository as repositories
 from .errors import RepositoryError, UsageError
 from .foreign_precision import precision_of
-from .manifest import FILE_NAME
 from .reference import Reference, beginning, evaluation_text
 from .versions import served
 
@@ -53,6 +52,11 @@ class Packaged:
     manifest: Manifest
     parity: verify.Parity
 
+    @property
+    def report(self) -> Path:
+        """The page that says all of this."""
+        return next(iter(self.folders.values())) / report_page.FILE_NAME
+
 
 def package(
     source: OnnxDirectory,
@@ -63,6 +67,7 @@ def package(
     evaluation: Path | None = None,
     keep: int | None = None,
     serving: triton_config.Serving | None = None,
+    command: str = "gptport.package.package",
 ) -> Packaged:
     """Package a directory as the model `name` and its step models; the arguments are those of `export`.
 
@@ -90,10 +95,14 @@ def package(
         ids = beginning(tokenizer["tokenizer.json"], text, spec.vocab_size, length)
         make = _growing if graph.grows else _fixed
         job = _Job(source, name, precision, length, ids, folder, tokenizer, steps, background)
-        manifest, files, parity = make(job)
+        manifest, model, files, parity = make(job)
         with steps.step("Publishing"):
             manifest = exports.measured(manifest, source, source.sha256.result(), files.result(), parity)
-            (folder / FILE_NAME).write_text(manifest.to_json())
+            layers = foreign_layers.examined(model, spec.layers)
+            facts = report_page.PackagedFacts(
+                manifest, spec, parity, precision, command, graph.path.name, layers
+            )
+            manifest = exports.finished(manifest, folder, report_page.packaged(facts))
             publish = _published_growing if graph.grows else exports.published
             folders = publish(repository, folder, manifest, keep, serving)
     return Packaged(folders, manifest, parity)
@@ -114,7 +123,8 @@ class _Job:
     background: Executor
 
 
-_Made = tuple["Manifest", "Future[dict[str, File]]", verify.Parity]
+# The manifest, the graph, the files and the parity.
+_Made = tuple["Manifest", ir.Model, "Future[dict[str, File]]", verify.Parity]
 
 
 def _fixed(job: _Job) -> _Made:
@@ -131,7 +141,8 @@ def _fixed(job: _Job) -> _Made:
         logits = _logits(graph.path, asked, manifest, job.ids)
         expected = Reference(job.ids, logits, np.zeros((0, job.ids.shape[1], 0), np.float32))
     with job.steps.step("Comparing the packaged graph with it"):
-        return manifest, files, verify.verify(folder, manifest, expected, job.precision, advice=_ADVICE)
+        parity = verify.verify(folder, manifest, expected, job.precision, advice=_ADVICE)
+    return manifest, ours, files, parity
 
 
 def _growing(job: _Job) -> _Made:
@@ -143,7 +154,7 @@ def _growing(job: _Job) -> _Made:
         expected = growing.reference(job.folder, manifest, job.ids)
     with job.steps.step("Comparing it with its cache"):
         parity = growing.compare(job.folder, manifest, expected, job.precision, advice=_ADVICE)
-        return manifest, files, parity
+    return manifest, job.source.graph.model, files, parity
 
 
 def _check_growing(repository: Path, name: str, serving: triton_config.Serving) -> None:

@@ -93,6 +93,7 @@ def packaged(result: Packaged, source: OnnxDirectory) -> str:
             "cache": "it grows: the client holds it, sends it with each request, and has it back longer",
             "ask it": f"{rows['ask it']} --loop client --tokenizer {shlex.quote(str(tokenizer))}",
         }
+    rows["report"] = str(result.report)
     return table([*_models(result.folders, manifest), *rows.items()])
 
 

@@ -7,7 +7,6 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import onnx
@@ -18,43 +17,9 @@ from gptport.precision import by_name
 from gptport.report_page.charts import Axes
 from gptport.report_page.layered import layout
 from gptport.report_page.numbers import change, number
+from html_page import Read
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-VOID = {"meta", "link", "br"}
-
-
-class Read(HTMLParser):
-    """A page's text, tags and references; tags that do not fit together are an error."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.references, self.words, self._open = Counter(), [], [], []
-        self.feed(page)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags[tag] += 1
-        self.references += [
-            value for name, value in attributes if name in ("href", "src", "xlink:href", "data")
-        ]
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        self.words += data.split()
-
-    @property
-    def text(self):
-        return " ".join(self.words)
 
 
 @pytest.fixture

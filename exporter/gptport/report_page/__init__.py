@@ -1,4 +1,4 @@
-"""report.html: what an export made and measured, as one page that needs nothing else."""
+"""report.html: what an export, or a package, made and measured, as one page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .numbers import change, number, share
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..foreign_layers import ForeignLayers
     from ..graph import Lowering
     from ..manifest import Manifest
     from ..precision import Precision
@@ -50,35 +51,97 @@ class Facts:
     command: str
 
 
+@dataclass(frozen=True)
+class PackagedFacts:
+    """All that the page of a graph that another exporter wrote says.
+
+    Attributes:
+        manifest, spec, parity, precision, command: as of `Facts`; the parity is to the original graph.
+        graph: the file's name, as it was.
+        layers: what is known of the graph.
+    """
+
+    manifest: Manifest
+    spec: ModelSpec
+    parity: Parity
+    precision: Precision
+    command: str
+    graph: str
+    layers: ForeignLayers
+
+
 def page(facts: Facts) -> str:
-    """The page. What it lacks is an error, and every text is escaped."""
+    """The page of an export."""
+    return _rendered("page.html", _said(facts))
+
+
+def packaged(facts: PackagedFacts) -> str:
+    """The page of a graph that was packaged; what only a checkpoint tells is left out."""
+    return _rendered("packaged.html", _said_of_packaged(facts))
+
+
+def _rendered(template: str, said: dict[str, Any]) -> str:
+    """What a page lacks is an error, and every text is escaped."""
     here = resources.files(__package__)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda name: (here / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"size": decimal, "number": number, "share": share, "change": change}
-    template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
     style = (here / "style.css").read_text(encoding="utf-8")
-    return template.render(style=style, **_said(facts)) + "\n"
+    return environment.get_template(template).render(style=style, **said) + "\n"
 
 
-def _said(facts: Facts) -> dict[str, Any]:
-    """What the template speaks of."""
-    parity, lowering = facts.parity, facts.lowering
+def _said_of_parity(facts: Facts | PackagedFacts) -> dict[str, Any]:
+    """What both templates speak of."""
+    parity = facts.parity
     allowed = facts.precision.tolerance * parity.max_abs_logit
-    total = lowering.bytes
-    tied = "head" not in {each.part for each in lowering.sizes}
-    names = {"embedding": "embedding, head (tied)"} if tied else {}
     return {
         "manifest": facts.manifest,
         "spec": facts.spec,
         "parity": parity,
         "precision": facts.precision,
-        "lowering": lowering,
         "command": facts.command,
         "allowed": allowed,
         "quantiles": [(q, float(np.quantile(parity.differences, q))) for q in (0.5, 0.9, 0.99)],
         "by_position": charts.by_position(parity.differences, parity.row_tokens, allowed),
+    }
+
+
+def _said_of_packaged(facts: PackagedFacts) -> dict[str, Any]:
+    layers = facts.layers
+    shares = [(f"part{i}", each.bytes / layers.bytes) for i, each in enumerate(layers.sizes)]
+    tied = "head" not in {each.part for each in layers.sizes}
+    names = {"embedding": "embedding, head (tied)"} if tied else {}
+    return {
+        **_said_of_parity(facts),
+        "graph": facts.graph,
+        "layers": layers,
+        "compared": "the graph without its cache" if facts.manifest.kv_cache.grows else "the original graph",
+        "nodes": layers.operators.total(),
+        "inside": layers.inside.total(),
+        "sizes": [
+            (class_, names.get(each.part, each.part), each, share)
+            for (class_, share), each in zip(shares, layers.sizes, strict=True)
+        ],
+        "bar": charts.stacked(shares),
+        "layer": picture(layers.layer) if layers.layer else None,
+        "operators": [(name, layers.inside[name], count) for name, count in layers.operators.most_common()],
+    }
+
+
+def _said(facts: Facts) -> dict[str, Any]:
+    """What the template of an export speaks of."""
+    parity, lowering = facts.parity, facts.lowering
+    total = lowering.bytes
+    tied = "head" not in {each.part for each in lowering.sizes}
+    names = {"embedding": "embedding, head (tied)"} if tied else {}
+    return {
+        **_said_of_parity(facts),
+        "lowering": lowering,
         "by_layer": charts.by_layer(
             [each.median for each in parity.layers], [each.largest for each in parity.layers]
         )
