@@ -45,13 +45,14 @@ class Adapters:
         if name is None:
             return None
         if name not in self._read:
-            there = self._there()
+            there = self.names()
             if name not in there:
                 raise RequestError(f"lora_name is {name[:80]!r}; {self._choice(there)}")
             self._read.setdefault(name, self._load(name))
         return self._read[name]
 
-    def _there(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Those that there are now, in order."""
         if not self._manifest.lora:
             return []
         return sorted(path.parent.name for path in self._folder.glob(f"[!.]*/{DESCRIPTION}"))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gptport_backend.likelihood import Logprobs
 
 SHARED_FILES = ("tokenizer.json", CONFIG_FILE, TEMPLATE_FILE, "generation_config.json")
+ADAPTERS = "adapters"  # what `file` says for the list of their names
 # Triton unloads a model when its requests are answered, so that nothing is left to wait for, unless the server has
 # crashed: then nobody reads the answers anymore, and sending one may never return.
 DRAIN_SECONDS = 0.0
@@ -71,6 +72,7 @@ class TritonPythonModel:
         publisher = TritonPublisher(pb_utils, args["model_name"])
         self._outbox = Outbox()
         self._watch = Watch()
+        self._adapters = runner.adapters
         self._engine = Engine(manifest, runner, vocabulary, options, publisher)
 
     def execute(self, requests: list[Any]) -> None:
@@ -107,8 +109,11 @@ class TritonPythonModel:
         self._engine.submit(parse(tensors), sink)
 
     def _read_file(self, name: Any) -> str:
+        if name == ADAPTERS:
+            return json.dumps(self._adapters.names())
         if name not in SHARED_FILES:
-            raise RequestError(f"file is {str(name)[:80]!r}; it must be one of {', '.join(SHARED_FILES)}")
+            known = ", ".join((*SHARED_FILES, ADAPTERS))
+            raise RequestError(f"file is {str(name)[:80]!r}; it must be one of {known}")
         try:
             return (self._version_dir / str(name)).read_text(encoding="utf-8")
         except FileNotFoundError as error:

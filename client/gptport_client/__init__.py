@@ -36,6 +36,7 @@ from gptport_client._score import Score
 from gptport_client._served import StepTransport
 from gptport_client._session import AsyncSession, Session
 from gptport_client._stream import AsyncStream, Stream
+from gptport_client._text import TextOffsets
 from gptport_client._transport import AsyncCall, AsyncTransport, Call, Transport
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "Session",
     "StepTransport",
     "Stream",
+    "TextOffsets",
     "Timings",
     "TokenLogprob",
     "Transport",

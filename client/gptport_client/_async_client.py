@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gptport_client._score import Score
     from gptport_client._served import StepTransport
     from gptport_client._stream import Answer
+    from gptport_client._text import TextOffsets
     from gptport_client._transport import AsyncTransport
 
 
@@ -207,6 +208,14 @@ class AsyncClient:
     async def token_texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """See `Client.token_texts`."""
         return await run_async(self._core.token_texts(token_ids))
+
+    async def text_offsets(self, prompt: Sequence[int] = ()) -> TextOffsets:
+        """See `Client.text_offsets`."""
+        return await run_async(self._core.text_offsets(prompt))
+
+    async def adapters(self) -> tuple[str, ...]:
+        """See `Client.adapters`."""
+        return await run_async(self._core.adapters())
 
     async def score(
         self,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gptport_client._score import Score
     from gptport_client._served import StepTransport
     from gptport_client._stream import Answer
+    from gptport_client._text import TextOffsets
     from gptport_client._transport import Transport
 
 
@@ -275,6 +276,14 @@ class Client:
     def token_texts(self, token_ids: Sequence[int]) -> tuple[str, ...]:
         """Each token alone as text, special ones too; half a character is U+FFFD."""
         return run(self._core.token_texts(token_ids))
+
+    def text_offsets(self, prompt: Sequence[int] = ()) -> TextOffsets:
+        """Where in the text of the tokens behind a prompt's each begins, for answers whose tokens are marked in their text."""
+        return run(self._core.text_offsets(prompt))
+
+    def adapters(self) -> tuple[str, ...]:
+        """The LoRA adapters that requests to the model can name, in order."""
+        return run(self._core.adapters())
 
     def score(
         self,

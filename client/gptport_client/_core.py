@@ -35,10 +35,10 @@ from gptport_client._prompt import CheckedPrompt, Message, Prompt, check_message
 from gptport_client._served import ASK_TIMEOUT, TRANSPORTS, ServedModel, StepTransport
 from gptport_client._server_loop import ServerAnswer
 from gptport_client._session import SessionFlows
-from gptport_client._text import whole_text
+from gptport_client._text import TextOffsets, whole_text
 from gptport_client._tokenizer import TokenizerCache, read_tokenizer
 from gptport_client._tokenizer_source import TokenizerSource
-from gptport_client._wire import text_request
+from gptport_client._wire import ADAPTERS_FILE, read_adapters, text_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,6 +159,18 @@ class Core:
         """Each token alone as text."""
         tokenizer = yield from self._own_tokenizer()
         return tuple(map(tokenizer.text_of, token_ids))
+
+    def text_offsets(self, prompt: Sequence[int]) -> Flow[TextOffsets]:
+        """Where the tokens behind a prompt are in their text."""
+        return TextOffsets((yield from self._own_tokenizer()), prompt)
+
+    def adapters(self) -> Flow[tuple[str, ...]]:
+        """The LoRA adapters of the text model."""
+        try:
+            content = yield from self._model.file(ADAPTERS_FILE, Deadline(ASK_TIMEOUT), "")
+        except InvalidRequest:  # its backend is older than the list
+            return ()
+        return read_adapters(content)
 
     def session(self, transport: StepTransport) -> SessionFlows:
         """A sequence on the step model."""

@@ -40,6 +40,10 @@ class Detokenizer:
             self._shorten()
         return piece
 
+    def held(self) -> int:
+        """How many characters are whole, but held back."""
+        return max(len(self._tokenizer.decode(self._window).rstrip(REPLACEMENT)) - len(self._shown), 0)
+
     def flush(self) -> str:
         """The text still held back; to be called once, at the end."""
         text = self._tokenizer.decode(self._window)
@@ -66,6 +70,28 @@ def whole_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) 
     """The text of `ids` behind `prompt`."""
     detokenizer = Detokenizer(tokenizer, prompt)
     return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+
+
+class TextOffsets:
+    """Where in the text behind a prompt each token's own begins, as the tokens come.
+
+    A token in the middle of a character is where that character begins; a special token is no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt)
+        self._returned = 0
+        self._next = 0
+
+    def push(self, token_ids: Sequence[int]) -> tuple[int, ...]:
+        """Characters before each of the next tokens."""
+        found = []
+        for token in token_ids:
+            found.append(self._next)
+            self._returned += len(self._detokenizer.push(token))
+            # A run of byte tokens reads as U+FFFD as long as its last character is not whole.
+            self._next = max(self._next, self._returned + self._detokenizer.held())
+        return tuple(found)
 
 
 class StopFilter:

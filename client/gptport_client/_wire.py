@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import fields
 from itertools import accumulate
@@ -85,6 +86,9 @@ OPTIONAL_OUTPUTS = (
     *LOGPROB_OUTPUTS,
     *PROMPT_OUTPUTS,
 )  # there if they were asked for
+
+
+ADAPTERS_FILE = "adapters"  # no file, but asked for as one
 
 
 def text_request(
@@ -281,6 +285,21 @@ def read_file(response: InferResponse) -> bytes | None:
     """The file in a response to `file_request`; None if the response carries no data."""
     outputs = _outputs(response)
     return _read_bytes(outputs, "text_output")[0] if outputs else None
+
+
+def read_adapters(content: bytes) -> tuple[str, ...]:
+    """The names in the list of adapters.
+
+    Raises:
+        ProtocolError: it is no list of names.
+    """
+    try:
+        names = json.loads(content)
+    except ValueError as error:
+        raise ProtocolError(f"the list of adapters is no JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ProtocolError(f"the list of adapters is {str(names)[:80]}")
+    return tuple(names)
 
 
 def read_logits(response: InferResponse, vocab_size: int) -> Logits:

@@ -12,12 +12,12 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from gptport_client import TLS, GptportError
+from gptport_client import TLS, GptportError, ModelNotFound, SamplingParams
 from gptport_gateway import asked as parse
 from gptport_gateway.answers import Answers, Piece, Pieces
 from gptport_gateway.errors import RequestError, status_and_body
 from gptport_gateway.models import Models
-from gptport_gateway.written import Writer
+from gptport_gateway.written import Writer, WrittenPrompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -88,14 +88,16 @@ class Endpoints:
         return JSONResponse({"status": "ok"})
 
     async def list_models(self, _: Request) -> Response:
-        """The text models that are ready."""
-        names = await self._models.names()
+        """The text models that are ready, and their adapters."""
+        names = await self._models.listed()
         return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
     async def show_model(self, request: Request) -> Response:
         """One of them."""
         name = request.path_params["name"]
-        await self._models.client(name)
+        names = await self._models.listed()
+        if name not in names:
+            raise ModelNotFound(f"there is no model {name!r}; there are: {', '.join(names) or 'none'}")
         return JSONResponse(_model(name))
 
     async def completions(self, request: Request) -> Response:
@@ -108,8 +110,9 @@ class Endpoints:
 
     async def _answer(self, request: Request, asked: Asked, *, chat: bool) -> Response:
         client = await self._models.client(asked.model)
+        prompts = () if chat else await _until_gone(request, _written(client, asked))
         answers = await _begin(client, asked, chat=chat)
-        writer = Writer(asked, chat=chat, texts=client.token_texts)
+        writer = Writer(asked, chat=chat, client=client, prompts=prompts)
         if not asked.stream:
             return JSONResponse(await writer.complete(await _until_gone(request, answers.results())))
         pieces = answers.pieces()
@@ -125,6 +128,26 @@ async def _begin(client: AsyncClient, asked: Asked, *, chat: bool) -> Answers:
     ask: Callable[..., Any] = client.chat_stream if chat else client.stream
     streams = [ask(prompt, asked.params, max_tokens=limit, n=asked.n) for prompt in asked.prompts]
     return Answers(streams, asked.n)
+
+
+async def _written(client: AsyncClient, asked: Asked) -> tuple[WrittenPrompt, ...]:
+    """What of each prompt its answers tell."""
+    return tuple([await _written_prompt(client, asked, prompt) for prompt in asked.prompts])
+
+
+async def _written_prompt(client: AsyncClient, asked: Asked, prompt: Any) -> WrittenPrompt:
+    text, score = "", None
+    ids: tuple[int, ...] = ()
+    if asked.echo:
+        text = prompt if isinstance(prompt, str) else await client.detokenize(prompt)
+    if asked.params.logprobs is not None:
+        ids = await client.tokenize(prompt) if isinstance(prompt, str) else tuple(prompt)
+    if asked.echo and asked.params.logprobs is not None and asked.n > 1:  # else it comes with the answer
+        params = SamplingParams(
+            max_tokens=0, prompt_logprobs=asked.params.logprobs, lora_name=asked.params.lora_name
+        )
+        score = (await client.generate(prompt, params)).prompt_score
+    return WrittenPrompt(text, ids, score)
 
 
 async def _events(first: Piece, pieces: Pieces, writer: Writer) -> AsyncIterator[bytes]:

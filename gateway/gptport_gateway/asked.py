@@ -59,10 +59,6 @@ class Asked:
     include_usage: bool
     echo: bool = False
 
-    def prompt_of(self, index: int) -> Prompt | Sequence[Message]:
-        """The prompt that the answer `index` belongs to."""
-        return self.prompts[index // self.n]
-
 
 def chat(body: Mapping[str, Any]) -> Asked:
     """The request of /v1/chat/completions.
@@ -91,13 +87,14 @@ def completion(body: Mapping[str, Any]) -> Asked:
     limit = _first(body, "max_tokens")
     limit = _COMPLETION_TOKENS if limit is None else limit
     echo, logprobs = _boolean(body, "echo"), body.get("logprobs")
-    if echo and (logprobs is not None or limit == 0):
+    n = body.get("n") or 1
+    if echo and limit == 0 and n != 1:
+        raise RequestError(f"n is {n!r}; with max_tokens 0 it must be 1", "n")
+    if echo and n == 1 and (logprobs is not None or limit == 0):
         body = {**body, "prompt_logprobs": logprobs or 0}
     asked = _asked(body, _prompts(body.get("prompt")), limit, logprobs)
     if asked.params.prompt_logprobs is not None and asked.n > 1:
-        raise RequestError(f"n is {asked.n}; with log-probabilities of the prompt it must be 1", "n")
-    if echo and not all(isinstance(prompt, str) for prompt in asked.prompts):
-        raise RequestError("echo is not supported for token ids; give the prompt as a text", "echo")
+        raise RequestError(f"n is {asked.n}; with prompt_logprobs it must be 1", "n")
     return replace(asked, echo=echo)
 
 

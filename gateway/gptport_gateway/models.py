@@ -27,6 +27,14 @@ class Models:
         ready = {model.name for model in await self._any.models() if model.ready}
         return sorted([name for name in ready if await self._is_text(name)])
 
+    async def listed(self) -> list[str]:
+        """What requests may name as a model: those that are ready, and each adapter as NAME:ADAPTER."""
+        found = []
+        for name in await self.names():
+            found.append(name)
+            found += [f"{name}:{adapter}" for adapter in await (await self.client(name)).adapters()]
+        return found
+
     async def client(self, name: str) -> AsyncClient:
         """The client of a model.
 

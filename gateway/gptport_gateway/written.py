@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import time
 import uuid
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from gptport_client import TokenLogprob
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from gptport_client import Chunk, Result, Score, Usage
+    from gptport_client import AsyncClient, Chunk, Result, Score, TextOffsets, Usage
     from gptport_gateway.asked import Asked
-
-    Texts: TypeAlias = Callable[[Sequence[int]], Awaitable[tuple[str, ...]]]
 
 # What OpenAI has no word for.
 _FINISH_REASONS = {"timeout": "length", "cancelled": "stop"}
+
+
+@dataclass(frozen=True)
+class WrittenPrompt:
+    """What answers to a completion tell of their prompt.
+
+    Attributes:
+        text: they begin with it; empty without `echo`.
+        token_ids: its tokens, where the answers' have log-probabilities.
+        score: how likely it is, where that does not come with the answer.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    score: Score | None = None
 
 
 class Writer:
@@ -27,17 +40,21 @@ class Writer:
     Args:
         asked: the request.
         chat: whether it was a conversation.
-        texts: gives each token as text.
+        client: the model's, for the text of tokens.
+        prompts: of completions.
     """
 
-    def __init__(self, asked: Asked, *, chat: bool, texts: Texts) -> None:
+    def __init__(
+        self, asked: Asked, *, chat: bool, client: AsyncClient, prompts: Sequence[WrittenPrompt] = ()
+    ) -> None:
         self._asked = asked
-        self._texts = texts
+        self._client = client
+        self._prompts = prompts
         self._chat = chat
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._begun: set[int] = set()
-        self._offsets: dict[int, int] = {}  # of the next token in the text of each answer
+        self._offsets: dict[int, TextOffsets] = {}  # by answer
         self._usages: dict[int, Usage] = {}
 
     async def complete(self, results: Sequence[Result]) -> dict[str, Any]:
@@ -70,41 +87,57 @@ class Writer:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._asked.model}
 
     async def _whole(self, index: int, result: Result) -> dict[str, Any]:
-        end = await self._end(index, result)
+        end = await self._end(index, result, first=True)
         if self._chat:
             return {**end, "message": {"role": "assistant", "content": result.text, "refusal": None}}
-        return {**end, "text": self._echo(index) + result.text}
+        return {**end, "text": self._prompt(index).text + result.text}
 
     async def _part(self, index: int, chunk: Chunk) -> dict[str, Any]:
         first = index not in self._begun
         self._begun.add(index)
-        end = await self._end(index, chunk)
+        end = await self._end(index, chunk, first=first)
         if self._chat:
             role: Mapping[str, str] = {"role": "assistant"} if first else {}
             return {**end, "delta": {**role, "content": chunk.text}}
-        return {**end, "text": (self._echo(index) if first else "") + chunk.text}
+        return {**end, "text": (self._prompt(index).text if first else "") + chunk.text}
 
-    async def _end(self, index: int, piece: Result | Chunk) -> dict[str, Any]:
+    async def _end(self, index: int, piece: Result | Chunk, *, first: bool) -> dict[str, Any]:
         reason = _FINISH_REASONS.get(piece.finish_reason or "", piece.finish_reason)
-        return {"index": index, "logprobs": await self._logprobs(index, piece), "finish_reason": reason}
+        score = self._score(index, piece) if first else None
+        return {
+            "index": index,
+            "logprobs": await self._logprobs(index, piece.logprobs, score),
+            "finish_reason": reason,
+        }
 
-    async def _logprobs(self, index: int, piece: Result | Chunk) -> dict[str, Any] | None:
-        score = piece.prompt_score if self._asked.echo and self._asked.params.logprobs is not None else None
+    def _score(self, index: int, piece: Result | Chunk) -> Score | None:
+        if not self._asked.echo or self._asked.params.logprobs is None:
+            return None
+        return piece.prompt_score or self._prompt(index).score
+
+    async def _logprobs(
+        self, index: int, own: Sequence[TokenLogprob], score: Score | None
+    ) -> dict[str, Any] | None:
         first = score.token_ids[:1] if score else ()  # nothing is before it
-        logprobs = (*(_of_prompt(score) if score else ()), *piece.logprobs)
+        logprobs = (*(_of_prompt(score) if score else ()), *own)
         if not logprobs and not first:
             return None
         ids = [*first, *(token for each in logprobs for token, _ in ((each.token_id, 0.0), *each.top))]
-        texts = dict(zip(ids, await self._texts(ids), strict=True))
+        texts = dict(zip(ids, await self._client.token_texts(ids), strict=True))
         if self._chat:
             return _of_chat(logprobs, texts)
-        lengths = (len(texts[token]) for token in (*first, *(each.token_id for each in logprobs)))
-        *offsets, self._offsets[index] = accumulate(lengths, initial=self._offsets.get(index, 0))
-        return _of_completion(first, logprobs, texts, offsets)
+        offsets = (await self._client.text_offsets()).push(score.token_ids) if score else ()
+        own_offsets = await self._own_offsets(index, [each.token_id for each in own])
+        return _of_completion(first, logprobs, texts, (*offsets, *own_offsets))
 
-    def _echo(self, index: int) -> str:
-        prompt = self._asked.prompt_of(index) if self._asked.echo else ""
-        return prompt if isinstance(prompt, str) else ""
+    async def _own_offsets(self, index: int, token_ids: Sequence[int]) -> list[int]:
+        prompt = self._prompt(index)
+        if index not in self._offsets:
+            self._offsets[index] = await self._client.text_offsets(prompt.token_ids)
+        return [len(prompt.text) + offset for offset in self._offsets[index].push(token_ids)]
+
+    def _prompt(self, index: int) -> WrittenPrompt:
+        return self._prompts[index // self._asked.n]
 
     def _usage(self) -> dict[str, int]:
         # A prompt counts once, however many answers it has.

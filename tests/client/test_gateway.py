@@ -12,10 +12,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from itertools import accumulate
 
 import pytest
 
-from toy_triton import MAX_LENGTH, read_inputs, render
+from toy_triton import MAX_LENGTH, byte_fallback_tokenizer, read_inputs, render
 
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
@@ -153,7 +154,9 @@ def test_logprobs(ask, client):
     found = ask.completions.create(prompt=PROMPT, logprobs=2, **GREEDY).choices[0].logprobs
     assert found.tokens == list(texts)
     assert found.token_logprobs == [-1] * 9
-    assert found.text_offset[:2] == [0, len(texts[0])]
+    assert found.text_offset == sorted(found.text_offset)
+    assert found.text_offset[0] == 0
+    assert found.text_offset[-1] < len(expected.text)
     events = ask.chat.completions.create(
         messages=MESSAGES, logprobs=True, top_logprobs=2, stream=True, **GREEDY
     )
@@ -188,8 +191,51 @@ def test_a_prompt_is_scored_with_echo(ask, client):
     pieces = [event.choices[0].logprobs for event in events]
     assert [token for piece in pieces for token in piece.tokens] == whole.tokens
     assert [offset for piece in pieces for offset in piece.text_offset] == whole.text_offset
-    with pytest.raises(openai.BadRequestError, match="n is 2; with log-probabilities"):
-        ask.completions.create(prompt=PROMPT, echo=True, logprobs=1, n=2, **GREEDY)
+    with pytest.raises(openai.BadRequestError, match="n is 2; with max_tokens 0"):
+        ask.completions.create(prompt=PROMPT, echo=True, logprobs=1, n=2, **alone)
+
+
+def test_echo_of_token_ids_and_of_several_answers(ask, client):
+    ids = client.tokenize(PROMPT)
+    options = {"model": "toy", "max_tokens": 7, "temperature": 0.8, "seed": 3, "logprobs": 1}
+    expected = client.samples(PROMPT, n=2, max_tokens=7, temperature=0.8, seed=3)
+    for prompt in (PROMPT, list(ids)):
+        answer = ask.completions.create(prompt=prompt, echo=True, n=2, **options)
+        events = list(ask.completions.create(prompt=prompt, echo=True, n=2, stream=True, **options))
+        for choice, result in zip(answer.choices, expected, strict=True):
+            assert choice.text == PROMPT + result.text
+            assert choice.logprobs.tokens == list(client.token_texts((*ids, *result.token_ids)))
+            assert choice.logprobs.token_logprobs[0] is None
+            parts = [event.choices[0] for event in events if event.choices[0].index == choice.index]
+            assert "".join(part.text for part in parts) == choice.text
+            assert [n for part in parts for n in part.logprobs.text_offset] == choice.logprobs.text_offset
+        assert answer.usage.prompt_tokens == len(ids)
+
+
+def alike(one, other):
+    """How many characters both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_a_token_is_where_its_character_begins(ask, toy, kind):
+    """Of characters of several tokens, that is, not of U+FFFD: the offset is the end of what is whole before the token."""
+    if kind == "byte fallback":
+        toy.tokenizer = byte_fallback_tokenizer()
+        toy.tokenizer_file = toy.tokenizer.to_str().encode()
+        toy.vocab_size = toy.tokenizer.get_vocab_size()
+    toy.max_length = 200
+    for prompt in ("Grüße, 世界! 😀😀 𝄞", "😀世x世é\n\n𝄞😀"):
+        ids = toy.tokenizer.encode(prompt).ids
+        choice = ask.completions.create(
+            prompt=prompt, echo=True, logprobs=0, model="toy", max_tokens=8, temperature=1, seed=5
+        ).choices[0]
+        offsets = choice.logprobs.text_offset
+        assert offsets == sorted(offsets)
+        assert offsets[len(ids)] == len(prompt)
+        whole = [alike(prompt, toy.tokenizer.decode(ids[:end])) for end in range(len(ids))]
+        assert offsets[: len(ids)] == list(accumulate(whole, max))
 
 
 def test_logit_bias_and_penalties_reach_the_engine(ask, toy):
@@ -227,11 +273,16 @@ def test_a_response_format_is_a_schema_for_the_engine(ask, toy, form, schema):
         ask.chat.completions.create(messages=MESSAGES, response_format={"type": "json_schema"}, **GREEDY)
 
 
-def test_models(ask):
-    assert [model.id for model in ask.models.list()] == ["toy"]
+def test_models(ask, toy):
+    toy.files["adapters"] = '["parrot", "pirate"]'
+    assert [model.id for model in ask.models.list()] == ["toy", "toy:parrot", "toy:pirate"]
     assert ask.models.retrieve("toy").owned_by == "gptport"
-    with pytest.raises(openai.NotFoundError, match="there are: toy"):
-        ask.models.retrieve("toy_step")
+    assert ask.models.retrieve("toy:pirate").id == "toy:pirate"
+    for name in ("toy_step", "toy:nobody"):
+        with pytest.raises(openai.NotFoundError, match="there are: toy, toy:parrot, toy:pirate"):
+            ask.models.retrieve(name)
+    del toy.files["adapters"]  # the backend before it
+    assert [model.id for model in ask.models.list()] == ["toy"]
     with pytest.raises(openai.NotFoundError):
         ask.completions.create(model="nix", prompt="a")
 
@@ -393,6 +444,8 @@ def test_the_command(toy, tmp_path):
     ) as process:
         assert f"http://127.0.0.1:{port}/" in process.stderr.readline()
         ask = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=8)
-        assert [model.id for model in ask.models.list()] == ["toy"]
-        process.terminate()
+        try:
+            assert [model.id for model in ask.models.list()] == ["toy"]
+        finally:
+            process.terminate()
         assert process.wait(10) in (0, -15)

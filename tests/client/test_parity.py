@@ -54,6 +54,7 @@ QUESTIONS = {
         PROMPT, max_tokens=3, prompt_logprobs=1, loop="client"
     ),
     "score of one token": lambda client: client.score([5]),
+    "adapters": lambda client: client.adapters(),
     "detokenize": lambda client: client.detokenize([5, 6, 7]),
     "within a time": lambda client: client.generate(PROMPT, max_tokens=3, timeout=60),
     "metrics": lambda client: client.metrics(),

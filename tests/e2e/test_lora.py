@@ -88,7 +88,9 @@ def test_an_adapter_that_comes_while_the_model_is_served(served, adapters):
             InvalidRequest, match=r"lora_name is 'late'; gpt2-tiny has the adapters first, second"
         ):
             client.generate(PROMPTS[0], lora_name="late")
+        assert client.adapters() == ("first", "second")
         gptport("export-adapter", adapters[0]["late"], "--model", model)
+        assert client.adapters() == ("first", "late", "second")
         found = client.generate(PROMPTS[0], lora_name="late", max_tokens=TOKENS, min_tokens=TOKENS)
         assert found.token_ids == adapters[1][PROMPTS[0], "late"]
 
