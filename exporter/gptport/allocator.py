@@ -1,4 +1,4 @@
-"""How the memory of weights is allocated."""
+"""What is asked of the C library: how the memory of weights is allocated, and how threads wait."""
 
 from __future__ import annotations
 
@@ -26,3 +26,11 @@ def use_huge_pages() -> None:
     A 1.1-billion-parameter export touches 18 GB of fresh memory: 4.4 million faults of small pages, or 2.1 million.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def let_threads_sleep() -> None:
+    """Let torch's threads leave their cores while they wait, unless the environment says otherwise; before torch is imported.
+
+    Weights are written beside what torch computes: a thread that spins until the others have caught up takes their time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

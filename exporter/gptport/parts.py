@@ -1,28 +1,35 @@
 """The written graph, run on the CPU part by part, so that a model larger than memory can be run.
 
 onnxruntime has no kernels for bfloat16 on the CPU: such a graph is run with its weights as they are and float32 for the rest.
+Nor does it multiply float16 there: it takes such a product in float32 and rounds it. So do we, having made float32 of the
+matrices once for all calls, in memory that all parts use; onnxruntime would do it in every call, in fresh memory.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from .manifest import Manifest
 
-_WHOLE = 640 << 20  # bytes of weights up to which the graph is one part
-_PART = 256 << 20
+_WHOLE = 640 << 20  # bytes of weights, as they are run, up to which the graph is one part
+_PART = 384 << 20
+_HALF: dict[int, torch.dtype] = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
+_PRODUCTS = ("MatMul", "Gemm")
 
 
 @dataclass
@@ -61,35 +68,34 @@ def run(folder: Path, manifest: Manifest, calls: Sequence[Call], watch: Collecti
     The values of every call are then those that the graph's outputs have, but for the cache; `watch` names values inside of
     the graph that are wanted beside them.
     """
-    graph = onnx.load(folder / manifest.graph, load_external_data=False)
-    _without_bfloat16(graph.graph)
-    parts = list(_cut(graph.graph, _PART if _weight_bytes(graph.graph) > _WHOLE else None, watch))
+    graph = _Graph(folder, onnx.load(folder / manifest.graph, load_external_data=False))
+    size = sum(graph.sizes.values())
+    parts = list(_cut(graph, _PART if size > _WHOLE else None, watch))
     for call in calls:
         call.values.update(
             {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in call.inputs.items()}
         )
     for part in parts:
-        session = _session(folder, graph, part, calls[0].values)
+        session = graph.session(part, calls[0].values)
         caches: dict[str, dict[str, onnxruntime.OrtValue]] = {}
         for call in calls:
             _run(session, part, manifest, call, caches.setdefault(call.cache, {}))
+        del session  # before the next part takes the memory of its weights
     return len(parts)
 
 
 def first_overflow(folder: Path, manifest: Manifest, call: Call) -> str:
     """Which operator gave the first value that is not finite, with its weight and its layer, for an error message."""
-    model = onnx.load(folder / manifest.graph, load_external_data=False)
-    _without_bfloat16(model.graph)
-    weights = {each.name for each in model.graph.initializer}
+    graph = _Graph(folder, onnx.load(folder / manifest.graph, load_external_data=False))
     fresh = Call(call.cache, call.rows, call.length, call.inputs)
     fresh.values.update(
         {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in call.inputs.items()}
     )
-    for part in _cut(model.graph, 0):
-        _run(_session(folder, model, part, fresh.values), part, manifest, fresh, {})
+    for part in _cut(graph, 0):
+        _run(graph.session(part, fresh.values), part, manifest, fresh, {})
         found = [name for name in part.gives if name in fresh.values and not _is_finite(fresh.values[name])]
         if found:
-            used = [name for name in part.nodes[0].input if name in weights]
+            used = [name for name in part.nodes[0].input if name in graph.weights]
             return f"{part.nodes[0].op_type} with {' and '.join(used) or found[0]}"
     return "the KV cache"
 
@@ -99,8 +105,137 @@ def _is_finite(value: onnxruntime.OrtValue) -> bool:
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
+@dataclass(frozen=True)
+class _Session:
+    """A part that can be run, and those of its weights that it takes as inputs."""
+
+    onnxruntime: onnxruntime.InferenceSession
+    weights: dict[str, onnxruntime.OrtValue]
+
+
+class _Graph:
+    """The graph, and the memory for those of its weights that are not run as they are stored.
+
+    Attributes:
+        model: what is run; where its weights are bfloat16, everything else is float32.
+        weights: name → initializer.
+        sizes: name → bytes of it, as it is run.
+    """
+
+    def __init__(self, folder: Path, model: onnx.ModelProto) -> None:
+        _without_bfloat16(model.graph)
+        self.model = model
+        self.weights = {each.name: each for each in model.graph.initializer}
+        multiplied = {
+            name for node in model.graph.node if node.op_type in _PRODUCTS for name in node.input[1:2]
+        }
+        self._widened = {
+            name
+            for name, each in self.weights.items()
+            if each.data_type == TensorProto.BFLOAT16
+            or (each.data_type == TensorProto.FLOAT16 and name in multiplied)
+        }
+        self.sizes = {
+            name: _elements(each) * (4 if name in self._widened else _bytes_each(each))
+            for name, each in self.weights.items()
+        }
+        self._folder = folder
+        self._memory = torch.empty(0)
+
+    def session(self, part: _Part, values: Mapping[str, onnxruntime.OrtValue]) -> _Session:
+        """What runs a part on values like these; with the next one, the weights of this one are gone."""
+        whole, used = self.model.graph, {name for node in part.nodes for name in node.input}
+        declared = {each.name: each for each in (*whole.input, *whole.output)}
+        wide = self._wide([name for name in self._widened if name in used])
+        given = {**values, **wide}
+        nodes = [each for node in part.nodes for each in self._in_float32(node)]
+        stored = {name for node in nodes for name in node.input} - wide.keys()
+        graph = helper.make_graph(
+            nodes,
+            whole.name,
+            [
+                declared[name] if name in declared else _declared(name, given[name])
+                for name in (*part.takes, *wide)
+            ],
+            [
+                declared.get(name, onnx.ValueInfoProto(name=name))
+                for name in dict.fromkeys(part.gives + part.shows)
+            ],
+            [each for name, each in self.weights.items() if name in stored],
+        )
+        cut = helper.make_model(
+            graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
+        )
+        options = _options(self._folder, part)
+        session = onnxruntime.InferenceSession(cut.SerializeToString(), options, ["CPUExecutionProvider"])
+        return _Session(session, wide)
+
+    def _wide(self, names: Sequence[str]) -> dict[str, onnxruntime.OrtValue]:
+        """Weights in float32, by the names that `_in_float32` has for them, in the memory that those before them had."""
+        sizes = [_elements(self.weights[name]) for name in names]
+        if self._memory.numel() < sum(sizes):
+            self._memory = torch.empty(0)
+            self._memory = torch.empty(sum(sizes))
+        found = {}
+        for name, size, place in zip(names, sizes, self._memory[: sum(sizes)].split(sizes), strict=True):
+            tensor = self.weights[name]
+            place.copy_(_stored(self._folder, tensor, size))
+            found[self._name(name)] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                place.view(*tensor.dims).numpy()
+            )
+        return found
+
+    def _name(self, name: str) -> str:
+        """Of a widened weight; one in float16 may be used as it is too."""
+        return f"{name}.float32" if self.weights[name].data_type == TensorProto.FLOAT16 else name
+
+    def _in_float32(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """A product with a widened float16 matrix, between casts."""
+        matrix = node.input[1] if node.op_type in _PRODUCTS else ""
+        if matrix not in self._widened or self.weights[matrix].data_type != TensorProto.FLOAT16:
+            yield node
+            return
+        for name in node.input:
+            if name != matrix:
+                yield helper.make_node("Cast", [name], [f"{name}.float32"], to=TensorProto.FLOAT)
+        product = onnx.NodeProto()
+        product.CopyFrom(node)
+        del product.input[:], product.output[:]
+        product.input.extend(f"{name}.float32" for name in node.input)
+        product.output.append(f"{node.output[0]}.float32")
+        yield product
+        yield helper.make_node("Cast", product.output, node.output, to=TensorProto.FLOAT16)
+
+
+def _options(folder: Path, part: _Part) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # an arena keeps what the largest call took
+    if not any(node.op_type == "MatMulNBits" for node in part.nodes):  # whose kernel needs it to be fast
+        # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    # Threads that wait leave their cores to what is done beside this.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    return options
+
+
+def _stored(folder: Path, tensor: onnx.TensorProto, size: int) -> torch.Tensor:
+    """The values of a float16 or bfloat16 initializer, where they are."""
+    dtype = _HALF[tensor.data_type]
+    if not tensor.external_data:
+        return torch.frombuffer(bytearray(tensor.raw_data), dtype=dtype)
+    where = {each.key: each.value for each in tensor.external_data}
+    mapped = np.memmap(
+        folder / where["location"], np.int16, "r", offset=int(where.get("offset", "0")), shape=(size,)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it must not be written to
+        return torch.from_numpy(mapped).view(dtype)
+
+
 def _without_bfloat16(graph: onnx.GraphProto) -> None:
-    """Inputs, outputs and what is computed become float32; weights are cast where they are used."""
+    """Inputs, outputs and what is computed become float32."""
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -108,28 +243,11 @@ def _without_bfloat16(graph: onnx.GraphProto) -> None:
         for attribute in node.attribute:
             if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", TensorProto.BFLOAT16):
                 attribute.i = TensorProto.FLOAT
-    wide = {
-        each.name: f"{each.name}.float32"
-        for each in graph.initializer
-        if each.data_type == TensorProto.BFLOAT16
-    }
-    nodes: list[onnx.NodeProto] = []
-    cast: set[str] = set()
-    for node in graph.node:
-        first = dict.fromkeys(name for name in node.input if name in wide and name not in cast)
-        nodes += [helper.make_node("Cast", [name], [wide[name]], to=TensorProto.FLOAT) for name in first]
-        cast.update(first)
-        inputs = [wide.get(name, name) for name in node.input]
-        del node.input[:]
-        node.input.extend(inputs)
-        nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
-def _cut(graph: onnx.GraphProto, limit: int | None, watch: Collection[str] = ()) -> Iterator[_Part]:
+def _cut(whole: _Graph, limit: int | None, watch: Collection[str] = ()) -> Iterator[_Part]:
     """Consecutive nodes with at most `limit` bytes of weights together, or a single node."""
-    sizes = {each.name: _bytes(each) for each in graph.initializer}
+    graph, sizes = whole.model.graph, whole.sizes
     pieces: list[list[onnx.NodeProto]] = [[]]
     held: set[str] = set()
     for node in graph.node:
@@ -149,45 +267,20 @@ def _cut(graph: onnx.GraphProto, limit: int | None, watch: Collection[str] = ())
         yield _Part(nodes, [name for name in used if name not in inner], gives, shows)
 
 
-def _session(
-    folder: Path, model: onnx.ModelProto, part: _Part, values: dict[str, onnxruntime.OrtValue]
-) -> onnxruntime.InferenceSession:
-    whole = model.graph
-    declared = {each.name: each for each in (*whole.input, *whole.output)}
-    used = {name for node in part.nodes for name in node.input}
-    graph = helper.make_graph(
-        part.nodes,
-        whole.name,
-        [declared[name] if name in declared else _declared(name, values[name]) for name in part.takes],
-        [
-            declared.get(name, onnx.ValueInfoProto(name=name))
-            for name in dict.fromkeys(part.gives + part.shows)
-        ],
-        [each for each in whole.initializer if each.name in used],
-    )
-    cut = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # an arena keeps what the largest call took
-    if not any(node.op_type == "MatMulNBits" for node in part.nodes):  # whose kernel needs it to be fast
-        # The weights stay mapped from the file instead of being copied into a packed layout: half the memory, same numbers.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return onnxruntime.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def _declared(name: str, value: onnxruntime.OrtValue) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, value.element_type(), [None] * len(value.shape()))
 
 
 def _run(
-    session: onnxruntime.InferenceSession,
+    session: _Session,
     part: _Part,
     manifest: Manifest,
     call: Call,
     cache: dict[str, onnxruntime.OrtValue],
 ) -> None:
-    binding = session.io_binding()
+    binding = session.onnxruntime.io_binding()
+    for name, value in session.weights.items():
+        binding.bind_ortvalue_input(name, value)
     kept = {tensor.present: tensor.past for tensor in manifest.kv_cache.tensors}
     shape = (call.rows, manifest.kv_cache.kv_heads, call.length, manifest.kv_cache.head_dim)
     for name in part.takes:
@@ -202,7 +295,7 @@ def _run(
             binding.bind_ortvalue_output(name, cache[kept[name]])
         else:
             binding.bind_output(name)
-    session.run_with_iobinding(binding)
+    session.onnxruntime.run_with_iobinding(binding)
     for name, value in zip(wanted, binding.get_outputs_as_ortvaluevector(), strict=True):
         if call.watched and name in part.shows:
             call.seen[name] = value.numpy().astype(np.float32)
@@ -211,10 +304,9 @@ def _run(
             call.values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.array(value.numpy()))
 
 
-def _weight_bytes(graph: onnx.GraphProto) -> int:
-    return sum(map(_bytes, graph.initializer))
+def _elements(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims)
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return int(np.prod(tensor.dims, dtype=np.int64)) * dtype.itemsize
+def _bytes_each(tensor: onnx.TensorProto) -> int:
+    return int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -1,6 +1,7 @@
 """Matrices in integers, block by block, as `MatMulNBits` and `GatherBlockQuantized` read them.
 
-By onnxruntime's quantizers, but for GPTQ: theirs gives values instead of integers, and rounding them again loses what it won.
+By onnxruntime's quantizers, but for two: its GPTQ gives values instead of integers, and rounding them again loses what it won;
+its rounding to nearest takes five times as long as ours, which gives the same integers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from .scratch import Scratch, rows_of_a_piece
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from .precision import Quantization
 
 _ROWS = 4096  # quantized at once: what it takes beside the matrix itself stays small
+_SCRATCH = Scratch()
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,13 @@ class Blocks:
         return Blocks(self.packed[index], self.scales[index], zero_points)
 
 
-def quantize(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
-    """Quantize a matrix [N, K]."""
+def quantize(matrix: torch.Tensor, quantization: Quantization) -> Blocks:
+    """Quantize a matrix [N, K] of any floating point."""
+    if quantization.algorithm == "rtn":
+        return _rtn(matrix, quantization)
     by = _ALGORITHMS[quantization.algorithm]
-    return concatenated([by(matrix[row : row + _ROWS], quantization) for row in range(0, len(matrix), _ROWS)])
+    pieces = (piece.float().numpy() for piece in matrix.split(_ROWS))
+    return concatenated([by(piece, quantization) for piece in pieces])
 
 
 def blocks_of(features: int, quantization: Quantization) -> int:
@@ -141,19 +148,50 @@ class LazyBlocks:
             return found
 
 
-def _rtn(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
-    )
+def _rtn(matrix: torch.Tensor, quantization: Quantization) -> Blocks:
+    """Round to nearest: what onnxruntime's `quantize_matmul_4bits` and `quantize_matmul_8bits` give, a few rows at a time."""
+    rows, features = matrix.shape
+    size, bits = quantization.block_size, quantization.bits
+    count = blocks_of(features, quantization)
+    packed = torch.empty(rows, count, size * bits // 8, dtype=torch.uint8)
+    scales = torch.empty(rows, count)
+    zeros = torch.empty(rows, count, dtype=torch.uint8)
+    several = rows_of_a_piece(count * size)
+    for first in range(0, rows, several):
+        piece = matrix[first : first + several]
+        values = _SCRATCH.tensor("values", (len(piece), count * size), torch.float32)
+        values[:, :features].copy_(piece)
+        values[:, features:].zero_()
+        part = slice(first, first + len(piece))
+        _round(values.view(-1, count, size), quantization, packed[part], scales[part], zeros[part])
+    zero_points = None if quantization.symmetric else pack(zeros.numpy(), bits)
+    return Blocks(packed.numpy(), scales.numpy(), zero_points)
 
-    config = DefaultWeightOnlyQuantConfig(
-        bits=quantization.bits, block_size=quantization.block_size, is_symmetric=quantization.symmetric
-    )
-    packed, scales, zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
-        np.ascontiguousarray(matrix.T)
-    )
-    return Blocks(packed, scales, None if quantization.symmetric else zero_points)
+
+def _round(
+    values: torch.Tensor,
+    quantization: Quantization,
+    packed: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+) -> None:
+    """Quantize blocks [rows, blocks, size], which are changed, into the other three.
+
+    Halves are rounded up: floor(x + ½), of which the conversion to integers does the floor.
+    """
+    top = 2**quantization.bits - 1
+    low, high = values.amin(2), values.amax(2)
+    if quantization.symmetric:
+        torch.div(torch.where(high.abs() > low.abs(), high, low), -(top // 2 + 1), out=scales)
+        zero = torch.full_like(scales, top // 2 + 1)
+    else:
+        torch.div(high.clamp_(min=0) - low.clamp_(max=0), top, out=scales)
+        zero = torch.where(scales == 0, 0.0, -low / scales).clamp_(0, top).add_(0.5).floor_()
+    zeros.copy_(zero)
+    values.mul_(torch.where(scales == 0, 0.0, 1 / scales).unsqueeze(2))
+    values.add_(zero.unsqueeze(2)).add_(0.5).clamp_(0, top + 0.5)
+    integers = _SCRATCH.tensor("integers", values.shape, torch.uint8).copy_(values)
+    packed.copy_(torch.from_numpy(pack(integers.numpy(), quantization.bits)))
 
 
 def _k_quant(matrix: NDArray[np.float32], quantization: Quantization) -> Blocks:
@@ -210,11 +248,11 @@ def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return values
     if values.shape[-1] % 2:
         values = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, 1)])
-    return np.bitwise_or(values[..., 0::2], np.left_shift(values[..., 1::2], 4), dtype=np.uint8)
+    pairs: NDArray[np.uint16] = np.ascontiguousarray(values).view("<u2")  # the first value is the lower byte
+    return np.bitwise_or(pairs, pairs >> 4).astype(np.uint8)
 
 
 _ALGORITHMS: dict[str, Callable[[NDArray[np.float32], Quantization], Blocks]] = {
-    "rtn": _rtn,
     "k_quant": _k_quant,
     "hqq": _hqq,
 }

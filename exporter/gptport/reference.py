@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from .errors import CheckpointError, UnsupportedModel, UsageError, first_line
+from .scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -168,7 +171,7 @@ def _loaded(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def _streamed(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedModel:
     """The model without its weights: each module reads its own before it runs, and forgets them after."""
-    from accelerate import cpu_offload, init_empty_weights
+    from accelerate import init_empty_weights
 
     part = config is not checkpoint.whole_config
     settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
@@ -183,26 +186,43 @@ def _streamed(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedMod
     model.tie_weights()
     name = (lambda each: each) if part else checkpoint.naming.name
     aliases = {own: tuple(map(name, others)) for own, others in _aliases(model).items()}
-    cpu_offload(model, torch.device("cpu"), state_dict=_Float32(checkpoint, aliases))
+    for own in model.state_dict().keys() & dict(model.named_buffers()).keys():
+        if name(own) in checkpoint:
+            model.get_buffer(own).copy_(checkpoint.tensor(name(own)))
+    streams = _Streams(checkpoint, aliases)
+    for path, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(partial(streams.fill, f"{path}."))
+            module.register_forward_hook(streams.empty, always_call=True)
     return model
 
 
-class _Float32(Mapping[str, torch.Tensor]):
-    """Parameter → values, read from the checkpoint each time."""
+class _Streams:
+    """Hooks that read the weights of a module from the checkpoint, and let them go."""
 
     def __init__(self, checkpoint: Checkpoint, aliases: dict[str, tuple[str, ...]]) -> None:
         self._checkpoint = checkpoint
         self._aliases = aliases
+        self._scratch = Scratch()
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        stored = next(each for each in self._aliases[name] if each in self._checkpoint)
-        return self._checkpoint.tensor(stored).float()
+    def fill(self, prefix: str, module: nn.Module, _: Any) -> None:
+        """Give a module its weights, float32."""
+        # What these give does not lie in the memory of their weights, and while one runs no other does.
+        alone = isinstance(module, nn.Linear | nn.Embedding | Conv1D)
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            stored = next(each for each in self._aliases[prefix + name] if each in self._checkpoint)
+            values = self._checkpoint.tensor(stored)
+            memory = (
+                self._scratch.tensor(name, parameter.shape, torch.float32)
+                if alone
+                else torch.empty(parameter.shape)
+            )
+            module._parameters[name] = nn.Parameter(memory.copy_(values), requires_grad=False)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._aliases)
-
-    def __len__(self) -> int:
-        return len(self._aliases)
+    def empty(self, module: nn.Module, *_: Any) -> None:
+        """Take them away again."""
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
 
 def _aliases(model: PreTrainedModel) -> dict[str, tuple[str, ...]]:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     Logits = NDArray[np.float32]
 
-_PREFILL = (3, WATCHED_TOKENS, 12, 1)  # tokens of each row of the ragged batch
-_DECODE_STEPS = 4
+_PREFILL = (3, 5, 2, 1)  # tokens of each row of the ragged batch
+_DECODE_STEPS = 2  # the second reads what the first wrote
 
 EXPORT_ADVICE = ". Nothing was written; try another --quantization or --block-size, or allow more with --max-perplexity-increase"
 
@@ -232,8 +232,8 @@ class _Runs:
         rows, width = expected.ids.shape
         self._prefill = [min(n, width) for n in _PREFILL]
         self._steps = min(_DECODE_STEPS, width - max(self._prefill))
-        chunked = expected.ids[WATCHED_ROW][: self._prefill[WATCHED_ROW]]
-        middle = self._middle = len(chunked) // 2
+        chunked = expected.ids[WATCHED_ROW][:WATCHED_TOKENS]
+        self._chunked, middle = len(chunked), len(chunked) // 2
         self.calls = [
             self._call("text", list(expected.ids), [0] * rows, np.arange(width)[::-1]),
             replace(self._call("chunks", [chunked[:middle]], [0]), watched=True),
@@ -249,12 +249,10 @@ class _Runs:
         text, first, second, *batch = (
             call.values[self._manifest.roles["logits"]].numpy() for call in self.calls
         )
-        expected, middle = self._expected.logits, self._middle
+        expected, middle = self._expected.logits, self._chunked // 2
         yield Compared("prefill of a text", text, expected.reshape(text.shape))
         yield Compared("first chunk of a prefill", first, expected[WATCHED_ROW, middle - 1 : middle])
-        yield Compared(
-            "second chunk of a prefill", second, expected[WATCHED_ROW, self._prefill[WATCHED_ROW] - 1, None]
-        )
+        yield Compared("second chunk of a prefill", second, expected[WATCHED_ROW, self._chunked - 1, None])
         for step, got in enumerate(batch):
             what = f"decode step {step}" if step else "batched prefill"
             yield Compared(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import onnx_ir as ir
 import torch
 
+from . import pieces
 from .errors import CheckpointError
 from .quantize import Blocks, LazyBlocks, blocks_of, concatenated, gptq, quantize, zero_points_width
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -60,6 +61,17 @@ class Weight:
         if len(parts) > 1 or self.order:  # one number has no axes
             first[self.axis] = len(self.order) or sum(part[self.axis] for part in parts)
         return (*first[:-2], first[-1], first[-2]) if self.transposed else tuple(first)
+
+    def pieces(self, read: Read, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        """The values in `dtype`, one contiguous piece after the other; each is valid until the next is asked for."""
+        parts = [read(name) for name in self.names]
+        in_turn = self == Weight(self.names, self.axis, transposed=self.transposed) and self.axis == 0
+        if not in_turn or parts[0].ndim != 2 or not all(part.is_floating_point() for part in parts):
+            yield self.read(read, dtype)
+        elif self.transposed:
+            yield from pieces.columns(parts, dtype)
+        else:
+            yield from pieces.rows(parts, dtype)
 
     def read(self, read: Read, dtype: torch.dtype) -> torch.Tensor:
         """The values, contiguous, in `dtype`."""
@@ -226,9 +238,9 @@ def attach(
             make = partial(_blocks, weight, source, recipe.quantization, hessians or {})
             blocks = lazy.setdefault((weight, recipe.quantization), LazyBlocks(make))
             reader = _part_reader(blocks.expect(recipe.attribute), value)
+            value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(shape(value)), name=value.name)
         else:
-            reader = _reader(weight, source.tensor, TORCH_DTYPES[value.dtype])
-        value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(shape(value)), name=value.name)
+            value.const_value = _Values(weight, source.tensor, value)
     return read
 
 
@@ -247,14 +259,25 @@ def _check_shape(weight: Weight, source: Source, wanted: tuple[int, ...]) -> Non
         )
 
 
-def _reader(weight: Weight, read: Read, dtype: torch.dtype) -> Callable[[], ir.TensorProtocol]:
-    def tensor() -> ir.TensorProtocol:
-        values = weight.read(read, dtype)
-        if dtype is torch.bfloat16:
-            return ir.Tensor(values.view(torch.uint16).numpy(), dtype=ir.DataType.BFLOAT16)
-        return ir.Tensor(values.numpy())
+class _Values(ir.LazyTensor):
+    """The values of a weight, which are written piece by piece."""
 
-    return tensor
+    def __init__(self, weight: Weight, read: Read, value: ir.Value) -> None:
+        assert value.dtype is not None
+        self._pieces = partial(weight.pieces, read, TORCH_DTYPES[value.dtype])
+        whole = partial(weight.read, read, TORCH_DTYPES[value.dtype])
+        super().__init__(lambda: _in_ir(whole()), value.dtype, ir.Shape(shape(value)), name=value.name)
+
+    def tofile(self, file: Any) -> None:
+        """Write them to a file that is open for it."""
+        for piece in self._pieces():
+            file.write(piece.view(torch.uint8).numpy())
+
+
+def _in_ir(values: torch.Tensor) -> ir.TensorProtocol:
+    if values.dtype is torch.bfloat16:
+        return ir.Tensor(values.view(torch.uint16).numpy(), dtype=ir.DataType.BFLOAT16)
+    return ir.Tensor(values.numpy())
 
 
 def _blocks(
@@ -265,10 +288,15 @@ def _blocks(
     if all(stored):
         whole = concatenated([blocks for blocks in stored if blocks])
         return whole.take(weight.order) if weight.order else whole
-    matrix = weight.read(source.tensor, torch.float32)
     if quantization.algorithm == "gptq" and weight.names[0] in hessians:
+        matrix = weight.read(source.tensor, torch.float32)
         return gptq(matrix, hessians[weight.names[0]], quantization)
-    return quantize(matrix.numpy(), quantization)
+    if weight == Weight(
+        weight.names, order=weight.order
+    ):  # rows are quantized each for itself: nothing has to be joined first
+        blocks = concatenated([quantize(source.tensor(name), quantization) for name in weight.names])
+        return blocks.take(weight.order) if weight.order else blocks
+    return quantize(weight.read(source.tensor, torch.float32), quantization)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

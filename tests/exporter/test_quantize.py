@@ -12,6 +12,10 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    DefaultWeightOnlyQuantizer,
+)
 
 from gptport import cli
 from gptport.errors import UsageError, VerificationError
@@ -68,7 +72,7 @@ def multiplied(matrix, blocks, quantization):
 def test_the_kernel_reads_what_the_quantizer_stored(algorithm, symmetric, bits, features):
     quantization = Quantization(algorithm, bits, 32, symmetric)
     matrix = RANDOM.normal(size=(24, features)).astype(np.float32)
-    blocks = quantize(matrix, quantization)
+    blocks = quantize(torch.from_numpy(matrix), quantization)
     assert blocks.packed.shape == (24, blocks_of(features, quantization), 32 * bits // 8)
     assert blocks.scales.shape == (24, blocks_of(features, quantization))
     if symmetric:
@@ -81,19 +85,37 @@ def test_the_kernel_reads_what_the_quantizer_stored(algorithm, symmetric, bits, 
     assert error.mean() < 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_to_nearest_gives_the_integers_of_onnxruntime(bits, symmetric, dtype):
+    matrix = torch.from_numpy(RANDOM.normal(size=(900, 768)).astype(np.float32)).to(dtype)
+    matrix[0], matrix[1], matrix[2], matrix[3] = 0, 0.5, -matrix[2].abs(), matrix[3].abs()
+    quantization = Quantization("rtn", bits, 32, symmetric)
+    config = DefaultWeightOnlyQuantConfig(bits=bits, block_size=32, is_symmetric=symmetric)
+    packed, scales, zero_points = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
+        np.ascontiguousarray(matrix.float().numpy().T)
+    )
+    blocks = quantize(matrix, quantization)
+    np.testing.assert_array_equal(blocks.packed, packed)
+    np.testing.assert_array_equal(blocks.scales, scales)
+    if not symmetric:
+        np.testing.assert_array_equal(blocks.zero_points, zero_points)
+
+
 def test_blocks_of_equal_values_are_stored_without_a_warning(recwarn):
     matrix = np.zeros((4, 64), np.float32)
     matrix[1], matrix[2] = 0.5, -0.5
     for algorithm in ("rtn", "k_quant", "hqq"):
         quantization = Quantization(algorithm, 4)
-        got = multiplied(matrix, quantize(matrix, quantization), quantization)
+        got = multiplied(matrix, quantize(torch.from_numpy(matrix), quantization), quantization)
         assert np.abs(got - matrix).max() < 0.01, algorithm
     assert not recwarn.list
 
 
 def test_many_rows_are_quantized_as_few_are():
-    matrix = RANDOM.normal(size=(4100, 32)).astype(np.float32)
-    quantization = Quantization("rtn", 4)
+    matrix = torch.from_numpy(RANDOM.normal(size=(4100, 32)).astype(np.float32))
+    quantization = Quantization("k_quant", 4)
     whole, part = quantize(matrix, quantization), quantize(matrix[4090:], quantization)
     np.testing.assert_array_equal(whole.packed[4090:], part.packed)
     np.testing.assert_array_equal(whole.scales[4090:], part.scales)
@@ -104,7 +126,7 @@ def test_a_matrix_is_quantized_once_and_let_go_after_its_last_part():
 
     def make():
         made.append(1)
-        return quantize(np.ones((2, 32), np.float32), Quantization("rtn", 4))
+        return quantize(torch.ones(2, 32), Quantization("rtn", 4))
 
     lazy = LazyBlocks(make)
     takes = [lazy.expect(part) for part in ("packed", "scales", "zero_points")]
@@ -121,7 +143,7 @@ def test_gptq_loses_less_of_the_product_than_rounding(features):
     matrix = RANDOM.normal(size=(48, features)).astype(np.float32)
     quantization = Quantization("gptq", 4)
     blocks = gptq(torch.from_numpy(matrix), torch.from_numpy(inputs.T @ inputs), quantization)
-    by_rounding = multiplied(matrix, quantize(matrix, Quantization("rtn", 4)), quantization)
+    by_rounding = multiplied(matrix, quantize(torch.from_numpy(matrix), Quantization("rtn", 4)), quantization)
     by_gptq = multiplied(matrix, blocks, quantization)
     errors = [np.square(inputs @ (got - matrix).T).mean() for got in (by_gptq, by_rounding)]
     assert errors[0] < 0.5 * errors[1]
