@@ -115,8 +115,10 @@ def build(
         CheckpointError: a tensor that the architecture has is not in the checkpoint, or the other way round.
     """
     spec, config = checkpoint.spec, checkpoint.config
-    alike = unroll.alike(decoder_layers(config, spec))
-    traced = trace(config, spec, min(TRACED_LAYERS, spec.layers) if alike else spec.layers, precision.dtype)
+    few = min(TRACED_LAYERS, spec.layers)
+    # Some layers say how many there are, and divide what they add by that.
+    alike = unroll.alike([*decoder_layers(config, spec, spec.layers), *decoder_layers(config, spec, few)])
+    traced = trace(config, spec, few if alike else spec.layers, precision.dtype)
     try:
         model = unroll.unroll(traced, spec.layers)
     except unroll.LayersDiffer:

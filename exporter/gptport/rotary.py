@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+FUNCTIONS = ("apply_rotary_pos_emb", "apply_rotary_pos_emb_interleave", "apply_rotary_emb")
+"""What models call their functions that rotate query and key."""
+
+
 def is_rotary(module: nn.Module) -> bool:
     """Whether the module makes rotary angles: it has inverse frequencies."""
     return any(
@@ -44,7 +48,10 @@ def tables(meta: nn.Module, path: str, length: int) -> tuple[torch.Tensor, torch
     _check_length(name, module, length)
     with torch.no_grad():
         real = type(module)(module.config)
-        cos, sin = real(torch.zeros(1), torch.arange(length)[None], *([kind] if kind else []))
+        made = real(torch.zeros(1), torch.arange(length)[None], *([kind] if kind else []))
+        if isinstance(made, torch.Tensor):  # complex
+            return made.real[0], made.imag[0]
+        cos, sin = made
         count = next(b for n, b in real.named_buffers() if n.endswith("inv_freq")).shape[0]
     for first, second in (
         (slice(0, count), slice(count, None)),
@@ -122,14 +129,18 @@ def _check_length(name: str, module: Any, length: int) -> None:
 
 
 def embedding(path: str, meta: nn.Module) -> Callable[..., Any]:
-    def forward(
-        x: torch.Tensor, position_ids: torch.Tensor, kind: str = ""
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stands for a rotary module: its table twice, for cosines and sines, or once where these are one complex tensor."""
+
+    def forward(x: torch.Tensor, position_ids: torch.Tensor, kind: str = "") -> Any:
         which = f"{path}:{kind}" if kind else path
         with recording.paused():
             pairs = tables(meta, which, 1)[0].shape[-1]
+            module: Any = meta.get_submodule(path)
+            made = type(module)(module.config)(
+                x.new_zeros(1, device="cpu"), torch.zeros(1, 1), *([kind] if kind else [])
+            )
         table = operators.rotary_table(x, position_ids, which, 2 * pairs)
-        return table, table
+        return table if isinstance(made, torch.Tensor) else (table, table)
 
     return forward
 
@@ -140,9 +151,8 @@ def application(
     """What stands for a model's `apply_rotary_pos_emb`."""
 
     def apply(
-        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
+        query: torch.Tensor, key: torch.Tensor, cos: Any, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        assert cos is sin, "a swapped rotary module returns its table twice"
         rotated = [
             operators.rotary(x, cos, interleaved=interleaved, backwards=backwards) for x in (query, key)
         ]
@@ -160,14 +170,21 @@ def way(apply: Callable[..., Any]) -> dict[str, bool]:
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 3, 8, generator=generator) for _ in range(2))
     angles = torch.randn(1, 3, 4, generator=generator)
+    arguments = [
+        (table.cos(), table.sin())
+        for table in (angles.repeat_interleave(2, -1), angles.repeat(1, 1, 2), angles)
+    ]
     for interleaved, sign in ((False, 1), (True, 1), (False, -1), (True, -1)):
         expected = [_rotated(x, sign * angles, interleaved=interleaved) for x in (query, key)]
-        for table in (angles.repeat_interleave(2, -1), angles.repeat(1, 1, 2), angles):
+        # Products of query and key are the same where both have their axes in another order afterwards.
+        reordered = [torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in expected]
+        for given in (*arguments, (torch.polar(torch.ones_like(angles), angles),)):
             with suppress(RuntimeError, TypeError, ValueError):
-                got = apply(query, key, table.cos(), table.sin())
-                if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, expected, strict=True)):
-                    return {"interleaved": interleaved, "backwards": sign < 0}
-    raise UnsupportedModel(f"{apply.__module__}.apply_rotary_pos_emb rotates neither halves nor neighbours")
+                got = apply(query, key, *given)
+                for same in (expected, reordered) if interleaved else (expected,):
+                    if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, same, strict=True)):
+                        return {"interleaved": interleaved, "backwards": sign < 0}
+    raise UnsupportedModel(f"{apply.__module__}.{apply.__name__} rotates neither halves nor neighbours")
 
 
 def _rotated(x: torch.Tensor, angles: torch.Tensor, *, interleaved: bool) -> torch.Tensor:

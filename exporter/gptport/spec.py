@@ -63,7 +63,7 @@ class ModelSpec:
             layers=_number(config, "num_hidden_layers"),
             heads=heads,
             kv_heads=_kv_heads(config, heads),
-            head_dim=getattr(config, "head_dim", None) or hidden // heads,
+            head_dim=_head_dim(config) or hidden // heads,
             vocab_size=_number(config, "vocab_size"),
             context_length=_context_length(config),
             bos_token_id=getattr(config, "bos_token_id", None),
@@ -102,7 +102,20 @@ def _ids(eos: int | Sequence[int] | None) -> tuple[int, ...]:
     return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
 
 
+def _head_dim(config: PretrainedConfig) -> int | None:
+    if _is_latent(config):
+        return int(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    return getattr(config, "head_dim", None)
+
+
+def _is_latent(config: PretrainedConfig) -> bool:
+    """Whether keys and values are made of latents, for every head its own."""
+    return bool(getattr(config, "kv_lora_rank", None) and getattr(config, "qk_nope_head_dim", None))
+
+
 def _kv_heads(config: PretrainedConfig, heads: int) -> int:
+    if _is_latent(config):
+        return heads
     if getattr(
         config, "new_decoder_architecture", False
     ):  # a Falcon that repeats its keys before it caches them

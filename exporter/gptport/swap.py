@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import banded_attention, experts, operators, own_attention, recording, rotary
+from . import banded_attention, experts, latent_attention, operators, own_attention, recording, rotary
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -83,8 +83,11 @@ class PassThroughCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> Any:
-        """The new keys and values, unchanged."""
-        _calls[-1].layer = layer_idx
+        """The new keys and values, unchanged; marked if they are what attention takes, and no latents."""
+        call = _calls[-1]
+        call.layer = layer_idx
+        if key_states.shape[-1] != value_states.shape[-1] and key_states.shape[1] == 1:
+            return key_states, value_states
         kinds = (("key", key_states), ("value", value_states))
         return tuple(own_attention.Marked.of(each, own_attention.Mark(kind, each)) for kind, each in kinds)
 
@@ -120,8 +123,10 @@ def _attention(
             f"the attention of {type(module).__name__} takes {', '.join(given)}, which gptport cannot lower yet"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    new = (query, own_attention.unmarked(key), own_attention.unmarked(value))
-    return attend(call, layer, new, scale, window, softcap or 0.0, sink=s_aux), None
+    key, value = own_attention.unmarked(key), own_attention.unmarked(value)
+    new = (query, key, latent_attention.padded(value, key.shape[-1]))
+    out = attend(call, layer, new, scale, window, softcap or 0.0, sink=s_aux)
+    return out[..., : value.shape[-1]], None
 
 
 def attend(
@@ -219,12 +224,14 @@ def swapped(model: nn.Module, meta: nn.Module) -> Iterator[None]:
             banded = banded_attention.replacement(path, module, buffered)
             if banded is not None:
                 stack.enter_context(patch.object(module, banded_attention.METHOD, banded))
+            expand = latent_attention.replacement(path, module, meta)
+            if expand is not None:
+                stack.enter_context(patch.object(module, latent_attention.METHOD, expand))
         stack.enter_context(own_attention.alibi_marked(model))
         source = sys.modules[type(model).__module__]
-        if hasattr(source, "apply_rotary_pos_emb"):
-            stack.enter_context(
-                patch.object(source, "apply_rotary_pos_emb", _rotation(source.apply_rotary_pos_emb))
-            )
+        for name in rotary.FUNCTIONS:
+            if hasattr(source, name):
+                stack.enter_context(patch.object(source, name, _rotation(getattr(source, name))))
         yield
 
 

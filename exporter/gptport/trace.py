@@ -233,11 +233,11 @@ def _layers_path(model: nn.Module, layers: int) -> str:
     raise UnsupportedModel(f"{type(model).__name__} has no list of {layers} decoder layers")
 
 
-def decoder_layers(config: PretrainedConfig, spec: ModelSpec) -> nn.ModuleList:
-    """The decoder layers of an architecture, all of them, without any memory."""
+def decoder_layers(config: PretrainedConfig, spec: ModelSpec, layers: int) -> nn.ModuleList:
+    """The decoder layers of an architecture, if it has so many, without any memory."""
     with _named(spec):
-        model = meta_model(config, spec.layers, torch.float32)
-        found = model.get_submodule(_layers_path(model, spec.layers))
+        model = meta_model(config, layers, torch.float32)
+        found = model.get_submodule(_layers_path(model, layers))
     assert isinstance(found, nn.ModuleList)
     return found
 

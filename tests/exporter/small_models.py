@@ -44,6 +44,8 @@ _SMALL = {
     "is_decoder": True,
 }  # fmt: skip
 
+_NOT_OF_LATENTS = ("head_dim",)
+"""What a configuration with latent attention computes itself."""
 _HALF_ROTARY = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 }
@@ -56,6 +58,7 @@ _OF_ITS_OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "gpt_neox": _HALF_ROTARY,
     "stablelm": _HALF_ROTARY,
+    "youtu": {"pad_token_id": None},  # transformers sets its row of the embedding to zero
 }
 
 
@@ -69,6 +72,11 @@ def config(name: str) -> PretrainedConfig:
 def _small(defaults: PretrainedConfig) -> dict[str, Any]:
     """The fields of a configuration that are to be other than by default, those of the configurations in it as well."""
     fields = vars(defaults)
+    wanted = {
+        key: value
+        for key, value in _SMALL.items()
+        if key not in _NOT_OF_LATENTS or "kv_lora_rank" not in fields
+    }
     known = {*fields, *getattr(defaults, "attribute_map", {})}
     layers = getattr(defaults, "num_hidden_layers", None)
     of_layers = {
@@ -81,7 +89,12 @@ def _small(defaults: PretrainedConfig) -> dict[str, Any]:
         for key, value in fields.items()
         if isinstance(value, PretrainedConfig)
     }
-    return {**{key: value for key, value in _SMALL.items() if key in known}, **of_layers, **inner}
+    of_latents = {"num_key_value_heads": 4} if "kv_lora_rank" in fields else {}
+    return {
+        **{key: value for key, value in (wanted | of_latents).items() if key in known},
+        **of_layers,
+        **inner,
+    }
 
 
 def write_model(name: str, folder: Path, tokenizer: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from gptport import recording
 from gptport.aten import DTYPES, Translator, symbolic_shape, translate
 from gptport.dialects import onnxruntime as dialect
+from gptport.errors import UnsupportedModel
 
 SIZES = {(3, 7): "batch", (5, 11): "sequence"}
 
@@ -65,6 +66,9 @@ def in_onnxruntime(function, x):
         lambda x: x - x.max(dim=-1, keepdim=True)[0],
         lambda x: x.max(dim=-1)[0],
         lambda x: x.gather(-1, x.max(dim=-1, keepdim=True)[1]),
+        lambda x: functional.pad(x, (0, 3)).transpose(0, 1),
+        lambda x: x[..., None, :].expand(-1, -1, 3, -1) * 2,
+        lambda x: x.mean(0, keepdim=True).expand(*x.shape) * 2,
         functional.gelu,
         lambda x: functional.gelu(x, approximate="tanh"),
     ],
@@ -73,3 +77,8 @@ def in_onnxruntime(function, x):
 def test_it_computes_what_torch_computes(function):
     x = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(in_onnxruntime(function, x), function(x), atol=1e-5)
+
+
+def test_other_padding_is_refused():
+    with pytest.raises(UnsupportedModel, match="pads more than the end of the last axis"):
+        in_onnxruntime(lambda x: functional.pad(x, (1, 0)), torch.zeros(1, 1, 8))

@@ -31,6 +31,15 @@ def _reshape(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Reshape", x, constant(t.graph, lengths))
 
 
+def _pad(t: Translator, call: Call) -> list[ir.Value]:
+    """With one number, at the end of the last axis. Without naming the axis: onnxruntime's optimizer gets that wrong."""
+    x, (before, after, *rest), number = (*call.arguments, 0)[:3]
+    if before or any(rest):
+        raise UnsupportedModel(f"{call.scope} pads more than the end of the last axis")
+    widths = [0] * (2 * len(t.shape(x)) - 1) + [after]
+    return t.op(call, "Pad", t.value(x), constant(t.graph, widths), constant(t.graph, number, t.dtype(call)))
+
+
 def _transpose(t: Translator, call: Call) -> list[ir.Value]:
     x, first, second = call.arguments
     order = list(range(len(t.shape(x))))
@@ -66,9 +75,12 @@ def _split(t: Translator, call: Call) -> list[ir.Value]:
 
 def _broadcast(t: Translator, call: Call) -> list[ir.Value]:
     x, before, after = t.value(call.arguments[0]), t.shape(call.arguments[0]), t.shape(call.results[0])
+    kept = [i >= 0 and before[i] == dim for i, dim in enumerate(after, len(before) - len(after))]
+    if all(same or isinstance(dim, int) for same, dim in zip(kept, after, strict=True)):
+        lengths = [1 if same else dim for same, dim in zip(kept, after, strict=True)]
+        return t.op(call, "Expand", x, constant(t.graph, lengths))
     wanted = [
-        constant(t.graph, [1]) if i >= 0 and before[i] == dim else t.length(call, dim)
-        for i, dim in enumerate(after, len(before) - len(after))
+        constant(t.graph, [1]) if same else t.length(call, dim) for same, dim in zip(kept, after, strict=True)
     ]
     return t.op(call, "Expand", x, t.op(call, "Concat", *wanted, axis=0)[0])
 
@@ -110,6 +122,7 @@ def _zeros_like(t: Translator, call: Call) -> list[ir.Value]:
 TRANSLATIONS: dict[str, Translate] = {
     "aten::_unsafe_view": _reshape,
     "aten::cat": _concat,
+    "aten::constant_pad_nd": _pad,
     "aten::expand": _broadcast,
     "aten::permute": _permute,
     "aten::select.int": _select,
