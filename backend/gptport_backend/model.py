@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
@@ -24,12 +22,8 @@ from gptport_backend.parameters import PARAMETERS, complete
 from gptport_backend.request import parse, unknown_input
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
+from gptport_backend.triton_sink import TritonSink
 from gptport_backend.watch import Watch
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from gptport_backend.likelihood import Logprobs
 
 SHARED_FILES = ("tokenizer.json", CONFIG_FILE, TEMPLATE_FILE, "generation_config.json")
 ADAPTERS = "adapters"  # what `file` says for the list of their names
@@ -78,8 +72,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the engine; the answers come from its thread."""
         for request in requests:
-            sender, request_id = request.get_response_sender(), str(request.request_id())
-            sink = TritonSink(sender, self._outbox, self._watch, request_id)
+            sink = TritonSink(request, self._outbox, self._watch)
             try:
                 self._take(request, sink)
             except RequestError as error:
@@ -120,49 +113,6 @@ class TritonPythonModel:
             raise RequestError(f"this model has no {name}") from error
 
 
-class TritonSink:
-    """The answers to one request on Triton's side."""
-
-    def __init__(self, sender: Any, outbox: Outbox, watch: Watch, request_id: str) -> None:
-        self._sender = sender
-        self._outbox = outbox
-        self._watched = watch.add(lambda: bool(sender.is_cancelled()))
-        self._request_id = request_id
-        self._arrived = time.monotonic()
-
-    def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
-        """Send one response, with the final flag if it is the last one."""
-        self._outbox.put(lambda: self._send(_response(pieces), final))
-        for piece in pieces:
-            if piece.finish_reason:
-                self._log(_ended(piece))
-
-    def fail(self, message: str) -> None:
-        """End with an error of the server."""
-        self.refuse(message, pb_utils.TritonError.INTERNAL)
-
-    def refuse(self, message: str, status: Any) -> None:
-        """End with an error of the given status."""
-        error = pb_utils.InferenceResponse([], pb_utils.TritonError(message, status))
-        self._outbox.put(lambda: self._send(error, final=True))
-        self._log(f"error: {message}")
-
-    def is_cancelled(self) -> bool:
-        """True once the client has cancelled the request or is gone."""
-        return self._watched.cancelled
-
-    def _log(self, end: str) -> None:
-        """How it ended, as a line of Triton's log, if that is verbose."""
-        seconds = time.monotonic() - self._arrived
-        line = f"request {self._request_id!r} of gptport: {end}, after {seconds:.3f} s"
-        self._outbox.put(lambda: pb_utils.Logger.log_verbose(line))
-
-    def _send(self, response: Any, final: bool) -> None:
-        if final:
-            self._watched.end()
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
-
-
 def _asked_file(request: Any) -> Any:
     """The parameter `file`, if it is there.
 
@@ -176,65 +126,6 @@ def _asked_file(request: Any) -> Any:
     if unknown:
         raise unknown_input(min(unknown))
     return found.get("file")
-
-
-def _ended(piece: Piece) -> str:
-    first = "none" if piece.first_token is None else f"{piece.first_token:.3f} s"
-    return (
-        f"{piece.finish_reason}, {piece.num_input_tokens} tokens in, {piece.num_output_tokens} out, "
-        f"first token {first}"
-    )
-
-
-def _response(pieces: tuple[Piece, ...]) -> Any:
-    """A value of each answer; what is a list, one behind the other."""
-    ids = [token for piece in pieces for token in piece.token_ids]
-    counts = [piece.num_output_tokens for piece in pieces]
-    return pb_utils.InferenceResponse(
-        [
-            *_logprobs([each for piece in pieces for each in piece.logprobs]),
-            *_scored_prompt(pieces[0]),
-            *_cumulated([piece.logprob for piece in pieces if piece.logprob is not None]),
-            _bytes("text_output", [piece.text for piece in pieces]),
-            pb_utils.Tensor("index", np.array([piece.index for piece in pieces], np.int32)),
-            pb_utils.Tensor("output_ids", np.array(ids, np.int32)),
-            _bytes("finish_reason", [piece.finish_reason for piece in pieces]),
-            pb_utils.Tensor("num_input_tokens", np.array([pieces[0].num_input_tokens], np.uint32)),
-            pb_utils.Tensor("num_output_tokens", np.array(counts, np.uint32)),
-        ]
-    )
-
-
-def _logprobs(logprobs: list[Logprobs]) -> list[Any]:
-    """Nothing unless they were asked for."""
-    if not logprobs:
-        return []
-    return _tensors(logprobs, "output_log_probs", "top_log_prob_ids", "top_log_probs")
-
-
-def _cumulated(logprobs: list[float]) -> list[Any]:
-    return [pb_utils.Tensor("cum_log_probs", np.array(logprobs, np.float32))] if logprobs else []
-
-
-def _scored_prompt(piece: Piece) -> list[Any]:
-    if piece.prompt is None:
-        return []
-    ids = pb_utils.Tensor("prompt_ids", np.array(piece.prompt.token_ids, np.int32))
-    names = ("prompt_log_probs", "prompt_top_log_prob_ids", "prompt_top_log_probs")
-    return [ids, *_tensors(piece.prompt.logprobs, *names)]
-
-
-def _tensors(logprobs: Sequence[Logprobs], chosen: str, top_ids: str, top: str) -> list[Any]:
-    shape = (len(logprobs), len(logprobs[0].top) if logprobs else 0)
-    return [
-        pb_utils.Tensor(chosen, np.array([each.token for each in logprobs], np.float32)),
-        pb_utils.Tensor(top_ids, np.array([each.top_ids for each in logprobs], np.int32).reshape(shape)),
-        pb_utils.Tensor(top, np.array([each.top for each in logprobs], np.float32).reshape(shape)),
-    ]
-
-
-def _bytes(name: str, texts: list[str]) -> Any:
-    return pb_utils.Tensor(name, np.array([text.encode() for text in texts], np.object_))
 
 
 def _integers(config: dict[str, Any], *names: str, least: int = 1) -> dict[str, int]:

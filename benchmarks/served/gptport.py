@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tritonclient.grpc import InferInput
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from gptport import server
@@ -36,8 +36,10 @@ async def ask(address: Address, prompt: Sequence[int], new_tokens: int, emit: Ca
         _tensor("stream", "BOOL", np.array([True])),
     ]
 
+    outputs = [InferRequestedOutput(name) for name in ("text_output", "output_ids", "finish_reason")]
+
     async def one() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": "model", "inputs": inputs}
+        yield {"model_name": "model", "inputs": inputs, "outputs": outputs}
 
     async with InferenceServerClient(address.grpc_url) as client:
         async for result, error in client.stream_infer(one()):

@@ -1,0 +1,110 @@
+"""The answers to one request, as Triton's responses."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+        from gptport_backend.likelihood import Logprobs
+    from gptport_backend.outbox import Outbox
+    from gptport_backend.sequence import Piece
+    from gptport_backend.watch import Watch
+
+
+class TritonSink:
+    """The answers to one request on Triton's side."""
+
+    def __init__(self, request: Any, outbox: Outbox, watch: Watch) -> None:
+        self._sender = request.get_response_sender()
+        self._outputs = frozenset(request.requested_output_names())
+        self._outbox = outbox
+        self._watched = watch.add(lambda: bool(self._sender.is_cancelled()))
+        self._request_id = str(request.request_id())
+        self._arrived = time.monotonic()
+
+    def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
+        """Send one response, with the final flag if it is the last one."""
+        self._outbox.put(lambda: self._send(self._response(pieces), final))
+        for piece in pieces:
+            if piece.finish_reason:
+                self._log(_ended(piece))
+
+    def fail(self, message: str) -> None:
+        """End with an error of the server."""
+        self.refuse(message, pb_utils.TritonError.INTERNAL)
+
+    def refuse(self, message: str, status: Any) -> None:
+        """End with an error of the given status."""
+        error = pb_utils.InferenceResponse([], pb_utils.TritonError(message, status))
+        self._outbox.put(lambda: self._send(error, final=True))
+        self._log(f"error: {message}")
+
+    def is_cancelled(self) -> bool:
+        """True once the client has cancelled the request or is gone."""
+        return self._watched.cancelled
+
+    def _log(self, end: str) -> None:
+        """How it ended, as a line of Triton's log, if that is verbose."""
+        seconds = time.monotonic() - self._arrived
+        line = f"request {self._request_id!r} of gptport: {end}, after {seconds:.3f} s"
+        self._outbox.put(lambda: pb_utils.Logger.log_verbose(line))
+
+    def _response(self, pieces: tuple[Piece, ...]) -> Any:
+        """Only what was asked for is made: each tensor costs time, and Triton would drop it."""
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor(name, np.array(values, dtype))
+                for name, values, dtype in _values(pieces)
+                if name in self._outputs
+            ]
+        )
+
+    def _send(self, response: Any, final: bool) -> None:
+        if final:
+            self._watched.end()  # Triton must not be asked about a request that has ended
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+
+
+def _ended(piece: Piece) -> str:
+    first = "none" if piece.first_token is None else f"{piece.first_token:.3f} s"
+    return (
+        f"{piece.finish_reason}, {piece.num_input_tokens} tokens in, {piece.num_output_tokens} out, "
+        f"first token {first}"
+    )
+
+
+def _values(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, values and dtype of each output: a value of each answer; what is a list, one behind the other.
+
+    What has to be asked for by an input is there only if it was.
+    """
+    first = pieces[0]
+    if logprobs := [each for piece in pieces for each in piece.logprobs]:
+        yield from _likelihoods(logprobs, "output_log_probs", "top_log_prob_ids", "top_log_probs")
+    if first.prompt is not None:
+        yield "prompt_ids", first.prompt.token_ids, np.int32
+        names = ("prompt_log_probs", "prompt_top_log_prob_ids", "prompt_top_log_probs")
+        yield from _likelihoods(first.prompt.logprobs, *names)
+    if cumulated := [piece.logprob for piece in pieces if piece.logprob is not None]:
+        yield "cum_log_probs", cumulated, np.float32
+    yield "text_output", [piece.text.encode() for piece in pieces], np.object_
+    yield "index", [piece.index for piece in pieces], np.int32
+    yield "output_ids", [token for piece in pieces for token in piece.token_ids], np.int32
+    yield "finish_reason", [piece.finish_reason.encode() for piece in pieces], np.object_
+    yield "num_input_tokens", [first.num_input_tokens], np.uint32
+    yield "num_output_tokens", [piece.num_output_tokens for piece in pieces], np.uint32
+
+
+def _likelihoods(
+    logprobs: Sequence[Logprobs], chosen: str, top_ids: str, top: str
+) -> Iterator[tuple[str, Any, Any]]:
+    shape = (len(logprobs), len(logprobs[0].top) if logprobs else 0)
+    yield chosen, [each.token for each in logprobs], np.float32
+    yield top_ids, np.reshape([each.top_ids for each in logprobs], shape), np.int32
+    yield top, np.reshape([each.top for each in logprobs], shape), np.float32
