@@ -79,7 +79,7 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         "--block-size",
         type=int,
         metavar="N",
-        help="weights that share a scale, for int8 and int4 (default: 32)",
+        help="weights that share a scale, for int8 (default: 128) and int4 (default: 32)",
     )
     command.add_argument(
         "--symmetric", action="store_true", default=None, help="int8 and int4 without zero points"

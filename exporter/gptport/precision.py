@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+# Of 8 bits. Blocks of 32 are no more exact (perplexity +0.6 % with either), and onnxruntime multiplies them a third slower.
+EIGHT_BIT_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Quantization:
         bits: of a weight, 4 or 8. The token embedding has 8 in either case.
         block_size: weights that share a scale, along the input features.
         symmetric: whether the integers stand for values around zero; otherwise each block has a zero point.
-        head_bits: of a weight of the head, 8 or those of the others.
+        head_bits: of a weight of the head, 8 or those of the others. What has 8 bits beside 4 is in blocks of `EIGHT_BIT_BLOCK`
+            or less.
     """
 
     algorithm: str
@@ -68,7 +71,7 @@ PRECISIONS: Mapping[str, Precision] = {
     "fp32": Precision("fp32", "float32", 1e-4, 0.001),
     "fp16": Precision("fp16", "float16", 2e-2, 0.01),
     "bf16": Precision("bf16", "bfloat16", 1e-1, 0.03),
-    "int8": Precision("int8", "float32", 0.5, 0.03, Quantization("rtn", 8)),
+    "int8": Precision("int8", "float32", 0.5, 0.03, Quantization("rtn", 8, EIGHT_BIT_BLOCK)),
     "int4": Precision("int4", "float32", 2.0, 0.25, Quantization("rtn", 4)),
 }
 

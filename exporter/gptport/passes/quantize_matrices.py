@@ -4,6 +4,7 @@
     Gather(w, input_ids) →  Reshape(GatherBlockQuantized(packed, input_ids, scales, zero points))
 
 The token embedding keeps 8 bits, and so does the head unless other bits are asked for: a tied embedding is stored once then.
+Their blocks are the largest, up to those of the precision or of `EIGHT_BIT_BLOCK`, of which the features are a multiple.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import onnx_ir as ir
 
 from .. import weights
 from ..operators import DOMAIN
+from ..precision import EIGHT_BIT_BLOCK
 from . import constant, insert_before, is_op, replace_value
 from .add_adapters import is_head
 
@@ -44,12 +46,15 @@ def _in_eight_bits(node: ir.Node, quantization: Quantization) -> Quantization:
     weight = node.inputs[1]
     assert weight is not None
     features = weights.shape(weight)[1 - node.attributes.get_int("transposed")]
-    return _fitting(features, quantization) or replace(quantization, bits=8, algorithm="rtn")
+    return _fitting(features, quantization) or replace(
+        quantization, bits=8, algorithm="rtn", block_size=EIGHT_BIT_BLOCK
+    )
 
 
 def _fitting(features: int, quantization: Quantization) -> Quantization | None:
-    for size in (quantization.block_size, 128, 64, 32, 16):
-        if size <= quantization.block_size and features % size == 0:
+    largest = quantization.block_size if quantization.bits == 8 else EIGHT_BIT_BLOCK
+    for size in (largest, 128, 64, 32, 16):
+        if size <= largest and features % size == 0:
             return replace(quantization, bits=8, algorithm="rtn", block_size=size)
     return None
 
