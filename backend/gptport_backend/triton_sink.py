@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-        from gptport_backend.likelihood import Logprobs
+    from gptport_backend.likelihood import Logprobs
     from gptport_backend.outbox import Outbox
     from gptport_backend.sequence import Piece
     from gptport_backend.watch import Watch

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REST_SECONDS = 0.02  # between two rounds of questions, or as long as a round took
+REST_SECONDS = (
+    0.05  # between two rounds of questions, or as long as a round took; a question costs 60 µs of a core
+)
 
 
 class Watched:

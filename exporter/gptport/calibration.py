@@ -36,9 +36,14 @@ def hessians(
     model = reference.in_torch(checkpoint)
     linears = {
         f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings()
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, torch.nn.Linear | Conv1D)
     }
+    if isinstance(
+        head := model.get_output_embeddings(), torch.nn.Linear
+    ):  # known by the embedding's name if tied to it
+        parameters = model.named_parameters(remove_duplicate=False)
+        linears.update((name, head) for name, parameter in parameters if parameter is head.weight)
     _check_memory(linears)
     collected = _Sums()
     hooks = [module.register_forward_pre_hook(collected.hook(name)) for name, module in linears.items()]
@@ -72,7 +77,8 @@ def _check_memory(linears: Mapping[str, nn.Linear | Conv1D]) -> None:
     import psutil
 
     widths = [
-        module.weight.shape[1 if isinstance(module, torch.nn.Linear) else 0] for module in linears.values()
+        module.weight.shape[1 if isinstance(module, torch.nn.Linear) else 0]
+        for module in set(linears.values())
     ]
     needed, free = 4 * sum(width * width for width in widths), psutil.virtual_memory().available
     if needed > free:

@@ -291,9 +291,11 @@ def _blocks(
     if quantization.algorithm == "gptq" and weight.names[0] in hessians:
         matrix = weight.read(source.tensor, torch.float32)
         return gptq(matrix, hessians[weight.names[0]], quantization)
+    if quantization.algorithm == "gptq":  # the model multiplies with it in its own way
+        quantization = replace(quantization, algorithm="rtn")
     if weight == Weight(
         weight.names, order=weight.order
-    ):  # rows are quantized each for itself: nothing has to be joined first
+    ):  # each row for itself: nothing has to be joined first
         blocks = concatenated([quantize(source.tensor(name), quantization) for name in weight.names])
         return blocks.take(weight.order) if weight.order else blocks
     return quantize(weight.read(source.tensor, torch.float32), quantization)

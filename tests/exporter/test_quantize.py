@@ -155,9 +155,15 @@ def test_an_export_by_gptq(checkpoint, export_to, tmp_path):
     assert exported.parity.greedy_agreement > 0.3
 
 
+def test_gptq_takes_the_head_too(checkpoint, export_to, tmp_path):
+    exported = export_to(checkpoint, tmp_path, precision=chosen("int4", algorithm="gptq", head_bits=4))
+    assert bits_of(nodes_of(exported, checkpoint.name))["MatMulNBits", 4] == 13
+    assert exported.parity.greedy_agreement > 0.3
+
+
 def test_gptq_says_when_it_needs_more_memory_than_there_is(llama, export_to, tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10_000))
-    with pytest.raises(UsageError, match=r"gptq needs up to 405,504 bytes .* 10,000 are free"):
+    with pytest.raises(UsageError, match=r"gptq needs up to 421,888 bytes .* 10,000 are free"):
         export_to(llama, tmp_path, precision=chosen("int4", algorithm="gptq"))
 
 
