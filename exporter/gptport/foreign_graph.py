@@ -31,6 +31,7 @@ _KNOWN = {
     "input_ids": (ir.DataType.INT64, 2),
     "attention_mask": (ir.DataType.INT64, 2),
     "position_ids": (ir.DataType.INT64, 2),
+    "num_logits_to_keep": (ir.DataType.INT64, 0),  # of the last positions; 0 for all
     "use_cache_branch": (ir.DataType.BOOL, 1),  # of two graphs in one, that with past
 }
 _LOGITS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -120,7 +121,7 @@ def recognised(path: Path, model: ir.Model) -> ForeignGraph:
         if name in _KNOWN and (grows or name != "use_cache_branch"):
             _expect(path, value, *_KNOWN[name])
         elif not _CACHE.fullmatch(name) or name.startswith("present"):
-            expected = f"{', '.join(list(_KNOWN)[: 4 if grows else 3])} and past_key_values.N.key and .value"
+            expected = f"{', '.join(list(_KNOWN)[: 5 if grows else 4])} and past_key_values.N.key and .value"
             raise UnsupportedModel(f"{path} has an input {name}; expected no others than {expected}")
     _expect_logits(path, outputs.pop("logits", None), inputs["input_ids"])
     cache = _cache(path, inputs, outputs, grows=grows)

@@ -39,6 +39,11 @@ def described(source: OnnxDirectory, name: str, precision: Precision, max_length
             raise UnsupportedModel(
                 f"{graph.path}: {value.name} is BFLOAT16, which onnxruntime does not run on the CPU; expected FLOAT or FLOAT16"
             )
+    if "num_logits_to_keep" in graph.inputs:
+        raise UnsupportedModel(
+            f"{graph.path}: num_logits_to_keep is a number without dimensions, which Triton gives to no graph; expected a graph "
+            "without it, or with a GroupQueryAttention in every layer"
+        )
     pasts = [tensor(pair.past) for pair in graph.cache]
     presents = [tensor(pair.present) for pair in graph.cache]
     others = [tensor(value) for value in graph.inputs.values()]

@@ -216,6 +216,8 @@ def _logits(
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     if "position_ids" in asked:
         inputs["position_ids"] = np.tile(np.arange(width), (rows, 1))
+    if "num_logits_to_keep" in asked:
+        inputs["num_logits_to_keep"] = np.array(0)
     call = parts.Call("text", rows, width, dict(inputs))
     parts.run(path.parent, replace(manifest, graph=path.name), [call])
     logits: NDArray[np.float32] = call.values["logits"].numpy().astype(np.float32)

@@ -52,6 +52,8 @@ def rewired(foreign: ForeignGraph, spec: ModelSpec) -> ir.Model:
     passes.tidy(model)
     position_ids = inputs.get("position_ids") or _input("position_ids", ir.DataType.INT64)
     seqlens_k = _input("seqlens_k", ir.DataType.INT32)
+    if (kept := inputs.get("num_logits_to_keep")) is not None:
+        ir.convenience.replace_all_uses_with(kept, passes.constant(graph, 0))  # all: see `last_position`
     graph.inputs[:] = [inputs["input_ids"], position_ids, seqlens_k, *(pair.past for pair in foreign.cache)]
     total = total_sequence_length(graph)
     for node in graph:

@@ -18,6 +18,8 @@ from gptport.console import Steps
 from gptport.errors import CheckpointError, UnsupportedModel, UsageError
 from gptport.onnx_directory import opened
 from gptport.package import Packaged, package
+from graph_edits import edited, keep_logits
+from graph_edits import rename as rename_input
 
 FOREIGN = Path(__file__).parent / "foreign"
 
@@ -61,6 +63,23 @@ def test_a_graph_of_genais_builder_becomes_both_models(copied, packaged, name, p
     assert result.parity.max_abs_logit_difference < 1e-4 < 1 < result.parity.max_abs_logit
 
 
+def test_a_graph_of_that_kind_may_lie_as_transformers_js_has_it(copied, packaged):
+    folder = edited(copied("genai-fp32"), keep_logits)
+    (folder / "genai_config.json").unlink()
+    shutil.copy(FOREIGN / "optimum-llama/config.json", folder)
+    (folder / "onnx").mkdir()
+    for file in ("model.onnx", "model.onnx.data"):
+        (folder / file).rename(folder / "onnx" / file)
+    result = packaged(folder)
+    assert result.folders.keys() == {"tiny", "tiny_step"}
+    assert {tensor.name for tensor in result.manifest.inputs[:3]} == {
+        "input_ids",
+        "position_ids",
+        "seqlens_k",
+    }
+    assert result.parity.max_abs_logit_difference < 1e-4
+
+
 def test_the_command_says_what_it_compared_with(copied, tmp_path, capsys):
     folder = copied("genai-int4")
     assert (
@@ -72,21 +91,6 @@ def test_the_command_says_what_it_compared_with(copied, tmp_path, capsys):
     assert "by the original graph" in said
     assert main(["inspect", str(tmp_path / "repository/genai-int4")]) == 0
     assert "largest difference to the original graph" in capsys.readouterr().out
-
-
-def edited(folder: Path, change) -> Path:
-    """The directory, its graph changed by a function."""
-    model = ir.load(folder / "model.onnx")
-    change(model.graph)
-    ir.save(model, folder / "model.onnx")
-    return folder
-
-
-def rename_input(old: str, new: str):
-    def change(graph: ir.Graph) -> None:
-        next(value for value in graph.inputs if value.name == old).name = new
-
-    return change
 
 
 def give_only_the_last(graph: ir.Graph) -> None:

@@ -25,6 +25,7 @@ from gptport.errors import (
 from gptport.onnx_directory import opened
 from gptport.package import Packaged, package
 from gptport.triton_config import Serving, parse
+from graph_edits import constant, edited, input_of, keep_logits, rename
 
 FOREIGN = Path(__file__).parent / "foreign"
 
@@ -124,25 +125,6 @@ def test_a_second_version_is_rolled_back_and_doctor_looks_at_it(copied, packaged
     said = capsys.readouterr().out
     assert "as the manifest says" in said
     assert "0 sequences" in said
-
-
-def edited(folder: Path, change) -> Path:
-    """The directory, its graph changed by a function."""
-    model = ir.load(folder / "model.onnx")
-    change(model.graph)
-    ir.save(model, folder / "model.onnx")
-    return folder
-
-
-def input_of(graph: ir.Graph, name: str) -> ir.Value:
-    return next(value for value in graph.inputs if value.name == name)
-
-
-def constant(graph: ir.Graph, name: str, values) -> ir.Value:
-    tensor = ir.tensor(np.array(values, np.int64), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def count_positions(graph: ir.Graph, *, past: bool = True) -> None:
@@ -251,13 +233,6 @@ def reshape_caches(*shape, kind: str = ""):
     return change
 
 
-def rename(old: str, new: str):
-    def change(graph: ir.Graph) -> None:
-        input_of(graph, old).name = new
-
-    return change
-
-
 def fix_the_sequence(graph: ir.Graph) -> None:
     input_of(graph, "input_ids").shape = ir.Shape(["batch", 1])
 
@@ -286,8 +261,9 @@ def brain_floats(graph: ir.Graph) -> None:
             rename("past_key_values.0.key", "past_key_values.0.key_value"),
             "has an input past_key_values.0.key_v",
         ),
-        (rename("position_ids", "num_logits_to_keep"), "has an input num_logits_to_keep; expected no others"),
+        (rename("position_ids", "token_type_ids"), "has an input token_type_ids; expected no others"),
         (rename("input_ids", "tokens"), "has an input tokens|has no input input_ids"),
+        (keep_logits, "num_logits_to_keep is a number without dimensions, which Triton gives to no graph"),
         (fix_the_sequence, r"input_ids is \[batch, 1\]; expected a number of tokens that may vary"),
         (brain_floats, r"past_key_values\.0\.key is BFLOAT16, which onnxruntime does not run on the CPU"),
     ],
