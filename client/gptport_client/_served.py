@@ -7,7 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, get_args
 
 from gptport_client._cuda_region import bindings
-from gptport_client._errors import InvalidRequest, ModelNotFound, ProtocolError, ServerNotReady
+from gptport_client._errors import (
+    GptportError,
+    InvalidRequest,
+    ModelNotFound,
+    ProtocolError,
+    ServerNotReady,
+)
 from gptport_client._model import ModelConfig, kv_model, read_config, step_model
 from gptport_client._region import room
 from gptport_client._retry import Retry, retrying
@@ -85,6 +91,16 @@ class ServedModel:
     def config(self, model: str, deadline: Deadline, request_id: str = "") -> Flow[ModelConfig]:
         """The configuration of the text model or the step model."""
         return self.ask(partial(self._config, model, deadline, request_id), deadline)
+
+    def explained(self, error: ModelNotFound, deadline: Deadline) -> Flow[ModelNotFound]:
+        """The error that there is no text model; with what there is instead, if NAME_step is there alone."""
+        try:
+            step = yield from self._config(step_model(self.name), deadline, error.request_id)
+        except GptportError:
+            return error
+        advice = f"{step.name!r} is served, ids in and logits out: give loop='client', and tokenizer= to the client"
+        said = str(error).removesuffix(f" [request {error.request_id}]")
+        return ModelNotFound(f"{said}; {advice}", error.request_id)
 
     def file(self, file: str, deadline: Deadline, request_id: str) -> Flow[bytes]:
         """The content of one of the text model's files."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from gptport_client._errors import Cancelled, GptportError, ProtocolError
+from gptport_client._errors import Cancelled, GptportError, ModelNotFound, ProtocolError
 from gptport_client._wire import read_text
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ class ServerAnswer:
             self._call.cancel()
 
     def _first(self) -> Flow[InferResponse | None]:
-        return self._model.ask(self._attempt, self._deadline)
+        try:
+            return (yield from self._model.ask(self._attempt, self._deadline))
+        except ModelNotFound as error:
+            raise (yield from self._model.explained(error, self._deadline)) from error
 
     def _attempt(self) -> Flow[InferResponse | None]:
         if not self._unread:

@@ -155,7 +155,7 @@ def models_of(repository: Path, wanted: Sequence[str] = ()) -> list[str]:
     if not there:
         raise RepositoryError(f"{repository} holds no model; add one with: gptport export CHECKPOINT")
     for name in wanted:
-        if name not in there:
+        if not {name, *(name + suffix for suffix in STEP_SUFFIXES)} & {*there}:
             raise RepositoryError(f"{repository} has no model {name!r}; it has {', '.join(there)}")
     steps = {name + suffix for name in wanted for suffix in STEP_SUFFIXES}
     chosen = [name for name in there if not wanted or name in wanted or name in steps]

@@ -152,3 +152,16 @@ def test_a_cache_of_another_length_is_no_answer(session, monkeypatch):
     with pytest.raises(ProtocolError, match=r"bytes of present\.0\.key; 2 tokens have 48"):
         session.append([6])
     assert session.tokens == (5,)
+
+
+def test_who_asks_for_text_where_there_is_none_is_told_what_there_is(client, toy):
+    toy.models.discard("toy")
+    with pytest.raises(
+        gptport_client.ModelNotFound,
+        match=r"'toy' is not found.*; 'toy_step' is served, .* loop='client'.* \[request",
+    ):
+        client.generate(PROMPT)
+    toy.models.clear()
+    with pytest.raises(gptport_client.ModelNotFound) as caught:
+        client.generate(PROMPT)
+    assert "toy_step" not in str(caught.value)

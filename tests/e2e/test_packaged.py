@@ -134,10 +134,20 @@ def test_sessions_of_such_a_graph(packaged, computed, name, url):
         np.testing.assert_allclose(session.append([11]), logits([11]), atol=1e-4)
 
 
+def test_the_command_generates_from_such_a_graph(packaged, directories, computed, capsys):
+    command = ["generate", PROMPT, "--model", "optimum-llama", "--url", packaged.address.grpc_url]
+    options = ["--loop", "client", "--tokenizer", str(directories["optimum-llama"]), "--max-tokens", "1"]
+    assert main([*command, *options, "--temperature", "0"]) == 0
+    tokenizer = read_tokenizer(directories["optimum-llama"])
+    ids = list(tokenizer.encode(PROMPT))
+    new = int(computed("optimum-llama")(ids).argmax())
+    assert capsys.readouterr().out == tokenizer.decode([*ids, new])[len(PROMPT) :] + "\n"
+
+
 def test_who_asks_such_a_graph_for_text_is_told(packaged, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with Client(packaged.address.grpc_url, model="optimum-llama") as client:
-        with pytest.raises(ModelNotFound):
+        with pytest.raises(ModelNotFound, match=r"'optimum-llama_step' is served, .* give loop='client'"):
             client.generate(PROMPT)
         with pytest.raises(ModelNotFound, match="pass tokenizer="):
             client.generate(PROMPT, loop="client")
