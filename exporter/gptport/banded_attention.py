@@ -36,9 +36,17 @@ def replacement(path: str, module: nn.Module, buffered: Callable[[], nn.Module])
         return None
 
     def attend(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *_: Any,
     ) -> tuple[torch.Tensor, None]:
         call = swap.current()
+        if not isinstance(key, own_attention.Marked):
+            raise UnsupportedModel(
+                f"{path} gives its keys and values to no cache, without which gptport cannot decode"
+            )
         own_attention.window_of(mask)  # which the method's own mask is measured against below
         key, value = own_attention.unmarked(key), own_attention.unmarked(value)
         with recording.paused():

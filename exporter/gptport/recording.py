@@ -193,6 +193,11 @@ def emit(
     return _active[-1].emit(operator, inputs, attributes, shapes)
 
 
+def scope() -> str:
+    """Path of the module that computes; empty outside of all."""
+    return _active[-1]._scopes[-1]
+
+
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Compute for real, and note nothing, for the duration."""

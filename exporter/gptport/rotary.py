@@ -131,7 +131,8 @@ def _check_length(name: str, module: Any, length: int) -> None:
 def embedding(path: str, meta: nn.Module) -> Callable[..., Any]:
     """What stands for a rotary module: its table twice, for cosines and sines, or once where these are one complex tensor."""
 
-    def forward(x: torch.Tensor, position_ids: torch.Tensor, kind: str = "") -> Any:
+    def forward(x: torch.Tensor, position_ids: torch.Tensor, kind: str = "", layer_type: str = "") -> Any:
+        kind = kind or layer_type
         which = f"{path}:{kind}" if kind else path
         with recording.paused():
             pairs = tables(meta, which, 1)[0].shape[-1]

@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import banded_attention, experts, latent_attention, operators, own_attention, recording, rotary
+from . import banded_attention, experts, latent_attention, norms, operators, own_attention, recording, rotary
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -74,11 +74,21 @@ class Call:
 _calls: list[Call] = []
 
 
+class _NoLayers(list[Any]):
+    """What a model looks into that keeps a state of its own in the cache: refused by name."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise UnsupportedModel(
+            f"{recording.scope() or 'the model'} keeps a state of its own in the cache, beside keys and values, as "
+            "convolutions and recurrences do; gptport cannot export that yet"
+        )
+
+
 class PassThroughCache(Cache):
     """A cache that stores nothing: the attention operator reads and writes the cache itself."""
 
     def __init__(self) -> None:
-        self.layers = []
+        self.layers = _NoLayers()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -254,38 +264,7 @@ def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[...
     if any(True for _ in module.children()):
         return None
     meta = model.get_submodule(path)
-    return _norm(module, meta) or _activation(module, meta)
-
-
-def _norm(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:
-    weight = getattr(module, "weight", None)
-    epsilon = next(
-        (float(v) for k, v in vars(module).items() if k in ("eps", "variance_epsilon", "epsilon")), None
-    )
-    if epsilon is None or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
-        return None
-    x = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0))
-    real: Any = meta.to_empty(device="cpu")
-    with torch.no_grad():
-        for parameter in real.parameters():
-            parameter.uniform_(0.5, 1.5)
-        got = real(x)
-        references = {}
-        for offset in (0.0, 1.0):
-            scale = real.weight + offset
-            references["rms", offset] = functional.rms_norm(x, weight.shape, scale, epsilon)
-            references["layer", offset] = functional.layer_norm(
-                x, weight.shape, scale, getattr(real, "bias", None), epsilon
-            )
-    for (kind, offset), expected in references.items():
-        if torch.allclose(got, expected, atol=1e-5):
-            traced: Any = (
-                module  # its parameters are looked up when it is called: tracing puts others in their place
-            )
-            return lambda x: operators.norm(
-                x, traced.weight, getattr(traced, "bias", None), kind=kind, epsilon=epsilon, offset=offset
-            )
-    return None
+    return norms.replacement(module, meta) or _activation(module, meta)
 
 
 def _activation(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:

@@ -69,6 +69,7 @@ def in_onnxruntime(function, x):
         lambda x: functional.pad(x, (0, 3)).transpose(0, 1),
         lambda x: x[..., None, :].expand(-1, -1, 3, -1) * 2,
         lambda x: x.mean(0, keepdim=True).expand(*x.shape) * 2,
+        lambda x: x[(x[:, 0, 0] > 0).long()],
         functional.gelu,
         lambda x: functional.gelu(x, approximate="tanh"),
     ],

@@ -17,6 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 from transformers.pytorch_utils import Conv1D
 
 from gptport import recording, rotary, swap
@@ -24,6 +25,7 @@ from gptport.checkpoint import open_checkpoint
 from gptport.errors import UnsupportedModel
 from gptport.spec import ModelSpec
 from gptport.trace import meta_model, trace
+from small_models import config
 
 
 class NormOfAnotherName(nn.Module):
@@ -331,3 +333,26 @@ def test_the_reference_functions_are_torchs():
     x = torch.linspace(-5, 5, 50)
     assert torch.equal(swap.ACTIVATIONS["gelu_tanh"](x), functional.gelu(x, approximate="tanh"))
     assert set(swap.ACTIVATIONS) == {"silu", "relu", "gelu", "gelu_tanh", "gelu_quick"}
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("lfm2", "model.layers.0.conv"), ("qwen3_5_text", "model.layers.0.linear_attn")]
+)
+def test_a_layer_with_a_state_of_its_own_is_refused_by_name(name, where):
+    made = config(name)
+    with pytest.raises(UnsupportedModel, match=f"^{where} keeps a state of its own in the cache"):
+        trace(made, ModelSpec.from_config(made, None), 4, torch.float32)
+
+
+def test_attention_without_a_cache_is_refused_by_name():
+    made = config("openai-gpt")
+    with pytest.raises(
+        UnsupportedModel, match=r"^transformer\.h\.0\.attn gives its keys and values to no cache"
+    ):
+        trace(made, ModelSpec.from_config(made, None), 2, torch.float32)
+
+
+def test_a_linear_layer_that_does_more_is_no_linear_layer():
+    model = nn.ModuleDict({"router": PhimoeTopKRouter(config("phimoe")), "linear": nn.Linear(8, 8)})
+    assert swap._replacement("router", model["router"], model) is None
+    assert swap._replacement("linear", model["linear"], model) is not None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
+from ..errors import UnsupportedModel
 from ..passes import constant
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from ..recording import Call
     from .translator import Translate, Translator
 
@@ -21,6 +22,14 @@ def _embedding(t: Translator, call: Call) -> list[ir.Value]:
 def _index_select(t: Translator, call: Call) -> list[ir.Value]:
     x, axis, index = call.arguments
     return t.op(call, "Gather", t.value(x), t.value(index), axis=axis)
+
+
+def _index(t: Translator, call: Call) -> list[ir.Value]:
+    """By one tensor of indices, along the first axis."""
+    x, (index, *rest) = call.arguments
+    if index is None or any(each is not None for each in rest) or t.value(index).dtype == ir.DataType.BOOL:
+        raise UnsupportedModel(f"{call.scope} picks elements by more than indices of the first axis")
+    return t.op(call, "Gather", t.value(x), t.value(index), axis=0)
 
 
 def _topk(t: Translator, call: Call) -> list[ir.Value]:
@@ -51,6 +60,7 @@ def _scatter(t: Translator, call: Call) -> list[ir.Value]:
 TRANSLATIONS: dict[str, Translate] = {
     "aten::embedding": _embedding,
     "aten::gather": _gather,
+    "aten::index.Tensor": _index,
     "aten::index_select": _index_select,
     "aten::scatter.value": _scatter,
     "aten::max.dim": _max,
