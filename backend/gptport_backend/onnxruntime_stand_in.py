@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class TritonPythonModel:
         self._idle_seconds = int(batching.get("max_sequence_idle_microseconds", 0)) / 1e6 * IDLE_MARGIN
         file = config.get("default_model_filename") or "model.onnx"
         self._session = _session(Path(args["model_repository"]) / args["model_version"] / file, config)
+        self._inputs = self._with_scalars(self._inputs)
         self._check_graph()
         self._sequences: dict[Any, Sequence] = {}
 
@@ -116,7 +117,7 @@ class TritonPythonModel:
             array = value.as_numpy()
             if tensor.shape != tensor.dims:
                 array = array.reshape((*self._batch, *tensor.shape))
-            feeds[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            feeds[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
         return feeds
 
     def _run(self, feeds: dict[str, Any], sequence: Sequence) -> list[Any]:
@@ -149,6 +150,14 @@ class TritonPythonModel:
         oldest = time.monotonic() - self._idle_seconds
         for key in [key for key, sequence in self._sequences.items() if sequence.last_used < oldest]:
             del self._sequences[key]
+
+    def _with_scalars(self, inputs: list[Tensor]) -> list[Tensor]:
+        """Without batching, a [1] in the configuration stands for a scalar of the graph, as for the real backend."""
+        scalars = {item.name for item in self._session.get_inputs() if not item.shape and not self._batch}
+        return [
+            replace(tensor, shape=()) if tensor.name in scalars and set(tensor.dims) == {1} else tensor
+            for tensor in inputs
+        ]
 
     def _check_graph(self) -> None:
         """The names and fixed dimensions of the configuration must be the graph's."""

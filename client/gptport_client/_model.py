@@ -14,7 +14,15 @@ SCHEMA = "1"
 Kind: TypeAlias = Literal["text", "step", "kv", "growing"]
 
 _ITEM_SIZES = {"FP32": 4, "FP16": 2, "BF16": 2}
-_INPUTS = ("input_ids", "position_ids", "seqlens_k", "attention_mask", "use_cache_branch")  # beside the cache
+# Beside the cache.
+_INPUTS = (
+    "input_ids",
+    "position_ids",
+    "seqlens_k",
+    "attention_mask",
+    "use_cache_branch",
+    "num_logits_to_keep",
+)
 
 
 @dataclass(frozen=True)

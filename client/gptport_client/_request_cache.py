@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gptport_client._sampling import Logits
     from gptport_client._wire import InferRequest, InferResponse
 
-_LOGITS_BYTES = 64 << 20  # of one answer: such a graph gives the logits of every token
+_LOGITS_BYTES = 64 << 20  # of one answer: most such graphs give the logits of every token
 
 
 class RequestCache:
@@ -32,7 +32,8 @@ class RequestCache:
         self._model = model
         self._layout = layout
         self._request_id = request_id
-        self.most = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
+        all_logits = "num_logits_to_keep" not in layout.inputs
+        self.most = max(1, _LOGITS_BYTES // (4 * model.vocab_size)) if all_logits else model.max_length
         self._asked = 0  # tokens that the next answer has keys and values of
         dtype = f"<u{layout.width // layout.head_dim}"  # only their bytes matter here
         empty = np.zeros((1, layout.heads, 0, layout.head_dim), dtype)

@@ -199,6 +199,7 @@ def growing_request(
         "position_ids": ("INT64", (1, count), np.arange(past, past + count, dtype="<i8")),
         "attention_mask": ("INT64", (1, past + count), np.ones(past + count, "<i8")),
         "use_cache_branch": ("BOOL", (1,), np.array([past > 0])),
+        "num_logits_to_keep": ("INT64", (1,), np.array([1], "<i8")),
     }
     for name in layout.inputs:
         datatype, shape, values = others[name]

@@ -39,11 +39,6 @@ def described(source: OnnxDirectory, name: str, precision: Precision, max_length
             raise UnsupportedModel(
                 f"{graph.path}: {value.name} is BFLOAT16, which onnxruntime does not run on the CPU; expected FLOAT or FLOAT16"
             )
-    if "num_logits_to_keep" in graph.inputs:
-        raise UnsupportedModel(
-            f"{graph.path}: num_logits_to_keep is a number without dimensions, which Triton gives to no graph; expected a graph "
-            "without it, or with a GroupQueryAttention in every layer"
-        )
     pasts = [tensor(pair.past) for pair in graph.cache]
     presents = [tensor(pair.present) for pair in graph.cache]
     others = [tensor(value) for value in graph.inputs.values()]
@@ -129,6 +124,7 @@ def _logits(
             "position_ids": np.arange(past, past + count)[None],
             "attention_mask": np.ones((1, past + count), np.int64),
             "use_cache_branch": np.array([past > 0]),
+            "num_logits_to_keep": np.array(0),
         }
         feeds = held | {name: inputs[role] for role, name in manifest.roles.items() if role in inputs}
         try:

@@ -159,10 +159,13 @@ def _graph_model(
 def _tensor(
     kind: type[pb.ModelInput | pb.ModelOutput], tensor: Tensor, *, batching: bool
 ) -> pb.ModelInput | pb.ModelOutput:
-    """A tensor of the graph; with batching, Triton counts the batch in `max_batch_size`, and wants a [1] for a scalar."""
+    """A tensor of the graph; Triton wants a [1] for a scalar. With batching, it counts the batch in `max_batch_size`.
+
+    Without, its onnxruntime backend makes a scalar of a [1] where the graph has one, and Triton refuses an empty reshape.
+    """
     dims = [dim if isinstance(dim, int) else -1 for dim in tensor.shape[int(batching) :]]
     result = kind(name=tensor.name, data_type=_TYPES[tensor.dtype], dims=dims or [1])
-    if not dims:
+    if not dims and batching:
         result.reshape.SetInParent()
     return result
 

@@ -37,6 +37,7 @@ def expected(toy, *ids):
         ("input_ids", "attention_mask"),
         ("input_ids", "position_ids"),
         (*INPUTS, "use_cache_branch"),
+        (*INPUTS, "num_logits_to_keep"),
     ],
 )
 def test_a_session_sends_what_the_graph_takes(client, toy, inputs):
@@ -87,6 +88,11 @@ def test_a_long_prompt_goes_in_pieces_and_is_appended_as_a_whole(session, toy, m
     monkeypatch.setattr(_request_cache, "_LOGITS_BYTES", 4 * 3 * toy.vocab_size)
     assert session.append([5, 6, 7, 8]).tolist() == expected(toy, 5, 6, 7, 8)
     assert [step["ids"] for step in toy.steps] == [[5, 6, 7], [8]]
+    toy.grows = (*INPUTS, "num_logits_to_keep")
+    with Client(toy.url, model="toy") as other, other.session() as at_once:
+        at_once.append([5, 6, 7, 8])
+    assert toy.steps[-1]["ids"] == [5, 6, 7, 8]
+    toy.grows = INPUTS
     toy.models.discard("toy_step")
     with pytest.raises(gptport_client.ModelNotFound):
         session.append([1, 2, 3, 4])

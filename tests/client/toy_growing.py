@@ -12,6 +12,7 @@ INPUTS = {
     "attention_mask": (pb.TYPE_INT64, [-1, -1]),
     "position_ids": (pb.TYPE_INT64, [-1, -1]),
     "use_cache_branch": (pb.TYPE_BOOL, [1]),
+    "num_logits_to_keep": (pb.TYPE_INT64, [1]),
 }
 
 
@@ -45,6 +46,7 @@ def tokens_before(tensors: dict, inputs) -> list[int]:
         "attention_mask": np.ones((1, len(before) + ids.size)),
         "position_ids": np.arange(len(before), len(before) + ids.size)[None],
         "use_cache_branch": np.array([bool(before)]),
+        "num_logits_to_keep": np.array([1]),
     }
     for name in inputs:
         if name in expected:

@@ -15,6 +15,7 @@ from gptport.samples import sample
 from gptport.server import running
 from gptport_client import Client, InvalidRequest, ModelNotFound
 from gptport_client._tokenizer import read_tokenizer
+from graph_edits import edited, keep_logits
 
 FOREIGN = Path(__file__).parents[1] / "exporter" / "foreign"
 PROMPT = "Alice was beginning to get very tired"
@@ -32,6 +33,7 @@ def directories(tmp_path_factory):
     for name in ("genai-fp32", "genai-int4", *GROWING):
         found[name] = shutil.copytree(FOREIGN / name, together / name)
         shutil.copy(tokenizer, found[name])
+    edited(found["optimum-llama"], keep_logits)
     return found
 
 
@@ -66,6 +68,7 @@ def computed(directories):
                 "attention_mask": np.ones((1, len(ids)), np.int64),
                 "position_ids": np.arange(len(ids))[None],
                 "use_cache_branch": np.array([False]),
+                "num_logits_to_keep": np.array(0),
             }
             past = {
                 name: np.zeros((1, shape[1], 0, shape[3]), np.float32)

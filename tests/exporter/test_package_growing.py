@@ -182,6 +182,7 @@ def halve(graph: ir.Graph) -> None:
     [
         (count_positions, {"input_ids", "attention_mask"}, "fp32"),
         (without_mask, {"input_ids", "position_ids"}, "fp32"),
+        (keep_logits, {"input_ids", "attention_mask", "position_ids", "num_logits_to_keep"}, "fp32"),
         (halve, {"input_ids", "attention_mask", "position_ids"}, "fp16"),
     ],
 )
@@ -263,7 +264,6 @@ def brain_floats(graph: ir.Graph) -> None:
         ),
         (rename("position_ids", "token_type_ids"), "has an input token_type_ids; expected no others"),
         (rename("input_ids", "tokens"), "has an input tokens|has no input input_ids"),
-        (keep_logits, "num_logits_to_keep is a number without dimensions, which Triton gives to no graph"),
         (fix_the_sequence, r"input_ids is \[batch, 1\]; expected a number of tokens that may vary"),
         (brain_floats, r"past_key_values\.0\.key is BFLOAT16, which onnxruntime does not run on the CPU"),
     ],
