@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from . import passes, residuals, unroll, weight_parts, weights
 from .dialects import onnxruntime as dialect
 from .layer_graph import LayerGraph, layer_graph
+from .passes import quantize_experts
 from .trace import decoder_layers, rotary_tables, trace
 from .unread import unread
 
@@ -49,6 +50,7 @@ class Lowering:
         before: a layer as it was traced.
         after: the same layer as it is written.
         sizes: of the parts.
+        not_quantized: what was to be and could not be, and why.
     """
 
     traced_layers: int
@@ -56,6 +58,7 @@ class Lowering:
     before: LayerGraph
     after: LayerGraph
     sizes: tuple[weight_parts.PartSize, ...]
+    not_quantized: str = ""
 
     @property
     def parameters(self) -> int:
@@ -159,7 +162,8 @@ def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tup
     residuals.unmark(graph, hidden_states)
     after = layer_graph(graph, layers_path, watched)
     sizes = weight_parts.sizes(graph, of_parts, counts)
-    return hidden_states, Lowering(traced.layers, tuple(rewrites), before, after, sizes)
+    left = quantize_experts.left(graph, context)
+    return hidden_states, Lowering(traced.layers, tuple(rewrites), before, after, sizes, left)
 
 
 def strip(graph: ir.Graph) -> None:

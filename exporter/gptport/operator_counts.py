@@ -34,6 +34,22 @@ def counted(folder: Path, manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def in_integers(folder: Path, manifest: Manifest) -> str:
+    """Which operators of a graph take weights in integers, of how many bits, and which experts do not; "" if none does."""
+    graph = onnx.load(folder / manifest.graph, load_external_data=False).graph
+    bits = {"MatMulNBits": "bits", "GatherBlockQuantized": "bits", "QMoE": "expert_weight_bits"}
+    found = Counter(
+        f"{node.op_type} of {attribute.i} bits"
+        for node in nodes(graph)
+        for attribute in node.attribute
+        if attribute.name == bits.get(node.op_type)
+    )
+    if not found:
+        return ""
+    found.update("MoE in floats" for node in nodes(graph) if node.op_type == "MoE")
+    return ", ".join(f"{count} × {what}" for what, count in found.items())
+
+
 def nodes(graph: onnx.GraphProto, branch: str | None = None) -> Iterator[onnx.NodeProto]:
     """The nodes of a graph, those of its branches behind the node that chooses; of one `branch`, if that is given."""
     for node in graph.node:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from . import adapters, genai
+from . import adapters, genai, operator_counts
 from .table import table
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _FUSIONS = {
     "arrange_projections": "attention on packed rows",
     "fuse_skip_norm": "fused residual + norm",
     "fuse_bias_activation": "fused bias + GELU",
+    "fuse_experts": "mixture of experts",
+    "quantize_matrices": "matrices in integers",
+    "quantize_experts": "mixtures of experts in integers",
 }
 
 _GROWS = ", grows with the text"
@@ -56,6 +59,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "length": f"{manifest.max_length} tokens, {manifest.cache_bytes_per_token:,} bytes of KV cache each{longer}",
         "traced": f"{traced}; a layer of {len(lowering.before.nodes)} nodes became one of {len(lowering.after.nodes)}",
         "fused": ", ".join(fusions),
+        **({"in floats": lowering.not_quantized} if lowering.not_quantized else {}),
         **({"not read": result.unread} if result.unread else {}),
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
         f"of logits up to {parity.max_abs_logit:.3g}{_how(result)}",
@@ -116,6 +120,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
         "perplexity": f"{verification['perplexity']:.4g} on {verification['text_tokens']} tokens of text, "
         f"{verification['checkpoint_perplexity']:.4g} by {_reference(manifest)}",
+        **({"integers": integers} if (integers := operator_counts.in_integers(folder, manifest)) else {}),
         "genai": _genai(manifest),
         "adapters": _adapters(folder, manifest),
         "made with": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),

@@ -85,7 +85,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a matrix [N, K] that is stored in integers: `attribute` of its `quantize.Blocks`."""
+    """A part of a matrix [N, K], or of several [E, N, K], in integers: `attribute` of their `quantize.Blocks`."""
 
     weight: Weight
     shape: tuple[int, ...]
@@ -166,27 +166,29 @@ def in_blocks(
     """New initializers that store a matrix [N, K] in integers: packed, scales and, unless it is symmetric, zero points.
 
     They have the shapes of `quantize.Blocks`; `for_rows` gives the scales and the zero points of 8-bit blocks three axes, so that
-    rows can be gathered from the same packed matrix.
+    rows can be gathered from the same packed matrix. Those of the matrices [E, N, K] of experts have E in front, and the bytes of
+    a row in one axis.
     """
-    (n, k), dtype = shape(value), value.dtype
+    (*experts, n, k), dtype = shape(value), value.dtype
     assert dtype is not None
     count = blocks_of(k, quantization)
     width = zero_points_width(k, quantization)
     kind = f"{value.name}.{quantization.bits}bit"
     last, suffix = ((1,), ".rows") if for_rows else ((), "")
     zero_dtype = dtype if quantization.algorithm == "hqq" else ir.DataType.UINT8
-    whole = (n, count, quantization.block_size * quantization.bits // 8)
+    size = quantization.block_size * quantization.bits // 8
+    whole = (*experts, n, count * size) if experts else (n, count, size)
 
     def part(attribute: str, suffix: str, dtype: ir.DataType, dims: Sequence[int]) -> ir.Value:
         assert isinstance(value.graph, ir.Graph)
-        recipe = Part(of(value), (n, k), quantization, attribute)
+        recipe = Part(of(value), (*experts, n, k), quantization, attribute)
         return _register(value.graph, f"{kind}.{attribute}{suffix}", recipe, dtype, dims)
 
     packed = part("packed", "", ir.DataType.UINT8, whole)
-    scales = part("scales", suffix, dtype, (n, count, *last))
+    scales = part("scales", suffix, dtype, (*experts, n, count, *last))
     if quantization.symmetric:
         return packed, scales, None
-    return packed, scales, part("zero_points", suffix, zero_dtype, (n, width, *last))
+    return packed, scales, part("zero_points", suffix, zero_dtype, (*experts, n, width, *last))
 
 
 class Source(Protocol):
@@ -293,12 +295,13 @@ def _blocks(
         return gptq(matrix, hessians[weight.names[0]], quantization)
     if quantization.algorithm == "gptq":  # the model multiplies with it in its own way
         quantization = replace(quantization, algorithm="rtn")
-    if weight == Weight(
-        weight.names, order=weight.order
-    ):  # each row for itself: nothing has to be joined first
-        blocks = concatenated([quantize(source.tensor(name), quantization) for name in weight.names])
+    # Rows are quantized each for itself: where a matrix is rows of the checkpoint, nothing has to be joined first.
+    if weight == Weight(weight.names, order=weight.order):
+        rows = (source.tensor(name).flatten(0, -2) for name in weight.names)
+        blocks = concatenated([quantize(each, quantization) for each in rows])
         return blocks.take(weight.order) if weight.order else blocks
-    return quantize(weight.read(source.tensor, torch.float32), quantization)
+    as_stored = source.tensor(weight.names[0]).dtype
+    return quantize(weight.read(source.tensor, as_stored).flatten(0, -2), quantization)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

@@ -19,6 +19,7 @@ from ..passes.fuse_bias_activation import fuse_bias_activation
 from ..passes.fuse_experts import fuse_experts
 from ..passes.fuse_skip_norm import fuse_skip_norm
 from ..passes.pack_projections import pack_projections
+from ..passes.quantize_experts import quantize_experts
 from ..passes.quantize_matrices import quantize_matrices
 from ..passes.rotate_apart import rotate_apart
 from ..passes.unflatten import unflatten
@@ -156,5 +157,6 @@ PASSES = (
     fuse_bias_activation,
     add_adapters,
     quantize_matrices,
+    quantize_experts,
     lower,
 )

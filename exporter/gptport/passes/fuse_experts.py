@@ -15,7 +15,6 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import weights
-from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from . import constant, insert_before, is_op, replace_value
 
@@ -23,11 +22,9 @@ if TYPE_CHECKING:
     from . import Context
 
 
-def fuse_experts(graph: ir.Graph, context: Context) -> int:
+def fuse_experts(graph: ir.Graph, context: Context) -> int:  # noqa: ARG001
     """Lower every Experts."""
     nodes = [node for node in graph if is_op(node, "Experts", DOMAIN)]
-    if nodes and context.quantization is not None:
-        raise UnsupportedModel("experts cannot be quantized yet; export with --precision fp32 or fp16")
     for node in nodes:
         _fuse(graph, node)
     return len(nodes)

@@ -5,6 +5,7 @@
 
 The token embedding keeps 8 bits, and so does the head unless other bits are asked for: a tied embedding is stored once then.
 Their blocks are the largest, up to those of the precision or of `EIGHT_BIT_BLOCK`, of which the features are a multiple.
+The router of a mixture of experts stays as it is: it is small, and a rounding error in it computes another expert.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from .. import weights
 from ..operators import DOMAIN
 from ..precision import EIGHT_BIT_BLOCK
-from . import constant, insert_before, is_op, replace_value
+from . import constant, insert_before, is_op, producer, replace_value
 from .add_adapters import is_head
 
 if TYPE_CHECKING:
@@ -33,12 +34,31 @@ def quantize_matrices(graph: ir.Graph, context: Context) -> int:
     quantization = context.quantization
     if quantization is None:
         return 0
-    linears = [node for node in graph if is_op(node, "Linear", DOMAIN)]
+    routers = _routers(graph)
+    linears = [node for node in graph if is_op(node, "Linear", DOMAIN) and node not in routers]
     for node in linears:
         in_eight_bits = is_head(node) and quantization.head_bits == 8
         _quantize_linear(graph, node, _in_eight_bits(node, quantization) if in_eight_bits else quantization)
     gathers = [node for node in graph if _is_embedding(graph, node, context)]
     return len(linears) + sum(_quantize_embedding(graph, node, quantization) for node in gathers)
+
+
+def _routers(graph: ir.Graph) -> set[ir.Node]:
+    """The products that a MoE chooses its experts by: back from its scores, to the first product or the norm before it."""
+    found: set[ir.Node] = set()
+    seen: set[ir.Node] = set()
+    mixtures = [node for node in graph if is_op(node, "MoE", "com.microsoft")]
+    left = [producer(node.inputs[1]) for node in mixtures]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if is_op(node, "Linear", DOMAIN):
+            found.add(node)
+        elif node.op_type not in ("MatMul", "Gemm") and "Norm" not in node.op_type:
+            left += [producer(value) for value in node.inputs]
+    return found
 
 
 def _in_eight_bits(node: ir.Node, quantization: Quantization) -> Quantization:
