@@ -16,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from .converted import Converted, converted
+from .errors import UnsupportedModel, first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,7 +33,7 @@ def text_part(config: PretrainedConfig) -> PretrainedConfig:
     ):
         return config
     part = copy.deepcopy(text)
-    part.tie_word_embeddings = config.tie_word_embeddings
+    part.tie_word_embeddings = getattr(config, "tie_word_embeddings", part.tie_word_embeddings)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(part, name, None) is None:
             setattr(part, name, getattr(config, name, None))
@@ -81,8 +82,15 @@ class Naming:
         auto: Any = AutoModelForCausalLM
         if self.is_part and type(self.config) in AutoModelForImageTextToText._model_mapping:
             auto = AutoModelForImageTextToText
-        with torch.device("meta"):
-            model: PreTrainedModel = auto.from_config(self.config, trust_remote_code=self.trust_remote_code)
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = auto.from_config(
+                    self.config, trust_remote_code=self.trust_remote_code
+                )
+        except Exception as error:  # parts for images may want packages that are not there
+            raise UnsupportedModel(
+                f"transformers cannot make the model {self.config.model_type!r}: {first_line(error)}"
+            ) from error
         return model
 
     def name(self, whole: str) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
 _MASKS = re.compile(r"\.(bias|masked_bias|causal_mask)$")
+_OLD = (r"\.inv_freq$", r"\.(cos|sin)_cached$", r"(^|\.)position_ids$", r"(^|\.)version$")
+"""What a model makes itself: rotary angles, positions; and fairseq's version."""
 _MOST_NAMES = 3
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -81,7 +83,7 @@ def _kind(checkpoint: Checkpoint, stored: str, read: Collection[str]) -> str | N
         return "of other parts" if naming.is_part else "that the model has and does not use"
     if any(re.search(pattern, stored) for pattern in _ignored(naming.model)):
         return "that transformers ignores"
-    if _MASKS.search(stored) and checkpoint.stored_shape(stored) in ((), _square(checkpoint, stored)):
+    if _MASKS.search(stored) and _is_mask(checkpoint.stored_shape(stored)):
         return "causal masks"
     if stored.endswith(".bias") and not bool(checkpoint.stored_tensor(stored).any()):
         return "biases of zeros"
@@ -104,18 +106,13 @@ def _check_same(checkpoint: Checkpoint, stored: str, read: str) -> None:
 
 
 def _ignored(model: PreTrainedModel) -> list[str]:
-    """Patterns of what transformers passes over when it loads the model; see `_adjust_missing_and_unexpected_keys`."""
-    return [
-        *(model._keys_to_ignore_on_load_unexpected or ()),
-        r"rotary_emb\.inv_freq$",
-        r"(^|\.)position_ids$",
-    ]
+    """Patterns of what transformers passes over when it loads the model, and of what its older versions stored."""
+    return [*(model._keys_to_ignore_on_load_unexpected or ()), *_OLD]
 
 
-def _square(checkpoint: Checkpoint, stored: str) -> tuple[int, ...]:
-    """The shape [1, 1, n, n] of the tensor if it is a mask."""
-    last = checkpoint.stored_shape(stored)[-1:]
-    return (1, 1, *last, *last)
+def _is_mask(shape: tuple[int, ...]) -> bool:
+    """One number, or [.., n, n] for one head."""
+    return not shape or (len(shape) > 1 and shape[-1] == shape[-2] and set(shape[:-2]) <= {1})
 
 
 def _beginnings(model: PreTrainedModel) -> set[str]:

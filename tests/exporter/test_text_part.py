@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from gptport import reference
 from gptport.checkpoint import open_checkpoint
-from gptport.errors import CheckpointError, VerificationError
+from gptport.errors import CheckpointError, UnsupportedModel, VerificationError
 from gptport.graph import build
 from gptport.precision import by_name
 from small_models import config
@@ -96,3 +96,8 @@ def test_a_tensor_of_its_text_that_nothing_reads_stops_the_export(multimodal, co
 def test_a_model_whose_text_sees_what_comes_after_is_not_exported(multimodal, exported):
     with pytest.raises(VerificationError, match="differs from the original"):
         exported(multimodal("paligemma"))
+
+
+def test_a_model_that_wants_more_than_text_is_refused_by_name(multimodal, exported):
+    with pytest.raises(UnsupportedModel, match="Blip2ForConditionalGeneration does not run on text alone"):
+        exported(multimodal("blip-2"))

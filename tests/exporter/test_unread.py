@@ -55,6 +55,7 @@ def test_a_whole_checkpoint_leaves_nothing_over(name, request):
         "model.layers.0.mlp.up_proj.weight_scale_inv",
         "model.embed_positions.weight",
         "lm_head.bias",
+        "model.layers.0.self_attn.sinks.bias",
     ],
 )
 def test_a_tensor_that_the_architecture_has_no_use_for_stops_the_export(changed, llama, name):
@@ -122,6 +123,12 @@ def test_two_different_tensors_for_one_parameter_stop_it(changed, llama):
     ("source", "name", "tensor", "said"),
     [
         ("llama", FREQUENCIES, torch.ones(8), "1 that transformers ignores"),
+        (
+            "llama",
+            "model.layers.0.self_attn.rotary_emb.cos_cached",
+            torch.ones(1, 1, 8, 16),
+            "1 that transformers ignores",
+        ),
         ("gpt2", "transformer.h.0.attn.bias", torch.ones(1, 1, 8, 8), "1 that transformers ignores"),
         ("gpt2", "transformer.h.0.attn.masked_bias", torch.tensor(-1e4), "1 causal masks"),
         ("llama", "model.layers.0.self_attn.q_proj.bias", torch.zeros(64), "1 biases of zeros"),
