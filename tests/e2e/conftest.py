@@ -59,7 +59,11 @@ def made_once(target: Path, *command: str) -> Path:
             [sys.executable, "-m", "gptport.cli", *arguments], stderr=subprocess.PIPE, check=False
         )
         assert ran.returncode == 0, f"gptport {' '.join(arguments)}: {ran.stderr.decode()}"
-        made.rename(target)
+        try:
+            made.rename(target)
+        except OSError:
+            if not target.exists():  # otherwise another run was faster
+                raise
     for older in target.parent.glob(f"{target.name.rpartition('-')[0]}-*"):
         if older != target:
             shutil.rmtree(older)
