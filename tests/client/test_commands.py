@@ -47,6 +47,39 @@ def test_generate(client, command):
     assert [json.loads(line)["text"] for line in out.splitlines()] == [each.text for each in several]
 
 
+def test_generate_by_beam_search(client, command):
+    beams = client.beam_search(PROMPT, beams=3, max_tokens=6, length_penalty=0.5)
+    asked = ("generate", PROMPT, "--max-tokens", 6, "--beams", 3, "--length-penalty", 0.5, "--loop", "client")
+    code, out, err = command(*asked)
+    assert (code, out) == (0, beams[0].text + "\n")
+    assert f"log-probability {beams[0].logprob:.3f}" in err
+    _, out, _ = command(*asked, "--n", 2, "--json")
+    assert [json.loads(line)["text"] for line in out.splitlines()] == [beam.text for beam in beams[:2]]
+
+
+def test_beam_search_is_the_servers_unless_told_otherwise(command, toy):
+    command("generate", PROMPT, "--max-tokens", 6, "--beams", 3, "--length-penalty", 0.5)
+    (sent,) = [read_inputs(request) for request in toy.requests if "file" not in request.parameters]
+    assert [sent[name][0] for name in ("beam_width", "length_penalty", "max_tokens")] == [3, 0.5, 6]
+    assert not toy.steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--beams", 3, "--temperature", 0.5], "takes --max-tokens only"),
+        (["--beams", 3, "--n", 4], "--n is 4; --beams 3 finds 1 to 3"),
+        (["--beams", 65], "beams is 65"),
+        (["--beams", 1], "beams is 1"),
+        (["--length-penalty", 2], "give --beams too"),
+    ],
+)
+def test_wrong_beams(command, arguments, message):
+    code, out, err = command("generate", PROMPT, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_score(client, command):
     score = client.score(PROMPT)
     code, out, _ = command("score", "-", stdin=PROMPT)
