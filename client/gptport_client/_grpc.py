@@ -40,7 +40,7 @@ class GrpcTransport(GrpcService):
             self._channel = grpc.secure_channel(endpoint.address, credentials(endpoint.tls), options=OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._closed = threading.Event()
-        self._releases = Releases(self._held, self._unregister)
+        self._releases = Releases(self._unregister)
         self._running: set[Any] = set()  # calls with one response that have not ended
 
     def infer(self, request: InferRequest, timeout: float | None) -> InferResponse:

@@ -10,9 +10,8 @@ import grpc  # type: ignore[import-untyped]
 from grpc import aio
 from tritonclient.grpc import service_pb2_grpc
 
-from gptport_client._cuda_region import give_back
-from gptport_client._errors import GptportError, ServerError
 from gptport_client._fetch import fetch
+from gptport_client._grpc import GrpcTransport
 from gptport_client._grpc_service import (
     OPTIONS,
     SEND_TIMEOUT,
@@ -21,7 +20,7 @@ from gptport_client._grpc_service import (
     credentials,
     translate,
 )
-from gptport_client._releases import PAUSE, RELEASE_TIMEOUT
+from gptport_client._releases import Releases
 from gptport_client._status import Origin, error_from_status, error_from_text
 
 if TYPE_CHECKING:
@@ -38,9 +37,11 @@ class AsyncGrpcTransport(GrpcService):
         super().__init__(endpoint)
         self._credentials = None if endpoint.tls is None else credentials(endpoint.tls)
         self._channel: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # the channel's
         self._closed = False
         self._running: set[asyncio.Future[Any]] = set()  # requests with one response that have not ended
+        # Sessions that nobody closed are collected in any thread, and when the event loop has ended.
+        self._releases = Releases(self._unregister_blocking)
+        self._blocking: GrpcTransport | None = None
 
     async def infer(self, request: InferRequest, timeout: float | None) -> InferResponse:
         """See `Transport`, as for all that follow."""
@@ -63,10 +64,7 @@ class AsyncGrpcTransport(GrpcService):
             self._begin(request, SEND_TIMEOUT)
 
     def release(self, region: str) -> None:
-        # Sessions that nobody closed are collected in any thread, and when their event loop has ended.
-        with contextlib.suppress(RuntimeError):
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._release, region)
+        self._releases.release(region)
 
     async def fetch(self, url: str, timeout: float | None) -> bytes:
         return await asyncio.to_thread(fetch, url, timeout)
@@ -75,8 +73,9 @@ class AsyncGrpcTransport(GrpcService):
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        for region in tuple(self._held):
-            self._release(region)
+        await asyncio.to_thread(self._releases.close)
+        if self._blocking is not None:
+            self._blocking.close()
         if self._running:  # closing the channel would cancel the requests that end sequences
             await asyncio.wait(self._running, timeout=SEND_TIMEOUT)
         self._closed = True
@@ -87,7 +86,7 @@ class AsyncGrpcTransport(GrpcService):
         if self._closed:
             raise closed_error()
         if self._channel is None:
-            address, self._loop = self._endpoint.address, asyncio.get_running_loop()
+            address = self._endpoint.address
             self._channel = (
                 aio.insecure_channel(address, options=OPTIONS)
                 if self._credentials is None
@@ -107,27 +106,10 @@ class AsyncGrpcTransport(GrpcService):
         running.add_done_callback(self._ended)
         return running
 
-    def _release(self, region: str) -> None:
-        self._run(self._give_up(region))
-
-    async def _give_up(self, region: str) -> None:
-        """As `Releases` does."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RELEASE_TIMEOUT):
-                while await self._in_use(region):
-                    await asyncio.sleep(PAUSE)
-            give_back(region)
-        self._held.discard(region)
-
-    async def _in_use(self, region: str) -> bool:
-        """Whether the server could not give it up yet."""
-        try:
-            await self._unregister(region, RELEASE_TIMEOUT)
-        except ServerError:
-            return True
-        except GptportError:  # what became of the server cannot be told
-            pass
-        return False
+    def _unregister_blocking(self, region: str, timeout: float) -> None:
+        if self._blocking is None:
+            self._blocking = GrpcTransport(self._endpoint)
+        self._blocking._unregister(region, timeout)
 
     def _ended(self, answer: asyncio.Future[Any]) -> None:
         self._running.discard(answer)

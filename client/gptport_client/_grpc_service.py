@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gptport_client._endpoint import TLS, Endpoint
+    from gptport_client._releases import Releases
     from gptport_client._step_cache import AnyRegistration
     from gptport_client._wire import InferRequest
 
@@ -45,10 +46,11 @@ OPTIONS = (
 class GrpcService(ABC):
     """The questions with one answer. Each method gives what `_unary` gives: the answer, or what is awaited for it."""
 
+    _releases: Releases
+
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._metadata = endpoint.headers
-        self._held: set[str] = set()  # regions that the server may have mapped for this client
 
     @property
     def url(self) -> str:
@@ -74,7 +76,7 @@ class GrpcService(ABC):
         return self._unary("RepositoryIndex", request, timeout, lambda answer: list(answer.models))
 
     def register(self, registration: AnyRegistration, timeout: float | None) -> Any:
-        self._held.add(registration.name)
+        self._releases.hold(registration.name)
         if isinstance(registration, CudaRegistration):
             cuda_request = service_pb2.CudaSharedMemoryRegisterRequest(
                 name=registration.name,

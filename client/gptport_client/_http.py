@@ -51,8 +51,7 @@ class HttpTransport:
         self._sending = ThreadPoolExecutor(4, thread_name_prefix="gptport-send")
         self._sent: set[Future[Any]] = set()
         self._closed = False
-        self._held: set[str] = set()
-        self._releases = Releases(self._held, self._unregister)
+        self._releases = Releases(self._unregister)
 
     def infer(self, request: InferRequest, timeout: float | None) -> InferResponse:
         """See `Transport`, as for all that follow."""
@@ -75,7 +74,7 @@ class HttpTransport:
             sent.add_done_callback(self._sent.discard)
 
     def register(self, registration: AnyRegistration, timeout: float | None) -> None:
-        self._held.add(registration.name)
+        self._releases.hold(registration.name)
         wanted: dict[str, Any] = {"byte_size": registration.byte_size}
         if isinstance(registration, CudaRegistration):
             handle = base64.b64encode(registration.handle).decode()

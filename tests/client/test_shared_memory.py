@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -139,9 +141,48 @@ def test_a_process_that_ends_without_closing_gives_all_up(toy):
     assert not toy.mapped
 
 
+ENDED = """
+import asyncio, gc, sys
+from gptport_client import AsyncClient
+async def main():
+    client = AsyncClient(sys.argv[1], model="toy")
+    session = client.session(transport="shared_memory")
+    await session.append([5])
+    return client, session
+kept = asyncio.run(main())
+if sys.argv[2] == "goes on":
+    kept = None
+    gc.collect()
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "goes on"])
+def test_tasks_that_ended_without_closing_leave_nothing_mapped(toy, how):
+    """The event loop is closed, and the process ends or goes on without the client."""
+    command = [sys.executable, "-c", ENDED, toy.url, how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert eventually(lambda: toy.steps)
+        assert eventually(lambda: not toy.mapped)
+        assert process.poll() is None or how == "ends"
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_a_region_may_be_released_wherever_the_garbage_collector_runs():
+    """Also while a thread pool, or a queue, holds the lock that others of its kind need."""
+    given_up = []
+    releases = Releases(lambda name, _: given_up.append(name))
+    releases.hold("region")
+    with concurrent.futures.thread._global_shutdown_lock, threading._active_limbo_lock:
+        releases.release("region")
+        assert eventually(lambda: given_up == ["region"])
+
+
 def test_a_forked_process_gives_nothing_up():
     asked = []
-    releases = Releases({"region"}, lambda name, _: asked.append(name))
+    releases = Releases(lambda name, _: asked.append(name))
+    releases.hold("region")
     if not (child := os.fork()):
         releases.close()
         os._exit(len(asked))
