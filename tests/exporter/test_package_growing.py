@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from gptport import integrity
 from gptport import manifest as manifests
@@ -192,6 +194,28 @@ def test_other_inputs_and_precisions_go_too(copied, packaged, change, inputs, pr
     assert {each.name for each in manifest.inputs} - caches == inputs
     assert manifest.precision == precision
     assert manifest.kv_cache.dtype == {"fp32": "float32", "fp16": "float16"}[precision]
+
+
+def quantized_dynamically(path: Path) -> None:
+    quantize_dynamic(path, path, weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True})
+
+
+def quantized_in_blocks(path: Path) -> None:
+    quantizer = MatMulNBitsQuantizer(onnx.load(path), block_size=16, is_symmetric=True)
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path), use_external_data_format=False)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "precision"), [(quantized_dynamically, "int8"), (quantized_in_blocks, "int4")]
+)
+def test_a_quantized_graph_goes_as_it_is(copied, packaged, quantize, precision):
+    folder = copied()
+    quantize(folder / "model.onnx")
+    result = packaged(folder)
+    assert (result.manifest.precision, result.manifest.kv_cache.dtype) == (precision, "float32")
+    version = result.folders["tiny_step"]
+    assert (version / "model.onnx").read_bytes() == (folder / "model.onnx").read_bytes()
 
 
 def forget_the_past(graph: ir.Graph) -> None:
