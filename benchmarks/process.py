@@ -25,11 +25,13 @@ class Finished:
 
     Attributes:
         seconds: from start to end, on the wall.
+        processor_seconds: of all its threads and children, in the system's code as well.
         peak_bytes: largest resident memory of the process or of one of its children. Memory of files that are
             mapped counts for as long as it is resident.
     """
 
     seconds: float
+    processor_seconds: float
     peak_bytes: int
 
 
@@ -59,4 +61,4 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str] | None
     if child.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
         raise CommandFailedError(f"exit code {child.returncode} of {' '.join(command)}\n" + "\n".join(said))
-    return Finished(seconds, usage.ru_maxrss * 1024)
+    return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)

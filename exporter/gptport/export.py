@@ -142,7 +142,7 @@ def export(
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
         written = background.submit(
-            _write, built.model, manifest, tokenizer, folder, steps, jobs or os.cpu_count() or 1
+            write, built.model, manifest, tokenizer, folder, steps, jobs or os.cpu_count() or 1
         )
         with steps.step("Running the checkpoint in torch"):
             layers_path = built.layers_path if built.hidden_states else None
@@ -182,9 +182,14 @@ def chosen_length(name: str, most: int, wanted: int | None) -> int:
     return wanted
 
 
-def _write(
+def write(
     model: ir.Model, manifest: Manifest, tokenizer: dict[str, bytes], folder: Path, steps: Steps, jobs: int
 ) -> None:
+    """Write the graph, its weights, and what belongs to it into a folder, in `jobs` threads.
+
+    Raises:
+        RepositoryError: the disk has no room, or fails.
+    """
     sizes = [
         value.const_value.nbytes
         for value in model.graph.initializers.values()
