@@ -6,6 +6,7 @@ random input. What is not recognised is traced as it is; what would then be wron
 
 from __future__ import annotations
 
+import copy
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -253,7 +254,7 @@ def _rotation(apply: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[..., Any] | None:
-    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:  # a router may do more
+    if isinstance(module, nn.Linear) and _is_linear(module):
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=False)
     if isinstance(module, Conv1D) and type(module).forward is Conv1D.forward:
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=True)
@@ -265,6 +266,26 @@ def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[...
         return None
     meta = model.get_submodule(path)
     return norms.replacement(module, meta) or _activation(module, meta)
+
+
+def _is_linear(module: nn.Linear) -> bool:
+    """Whether it does no more than its class is for: of a class derived from that, a small one is asked."""
+    if type(module).forward is nn.Linear.forward:
+        return True
+    generator, small = torch.Generator().manual_seed(0), copy.copy(module)
+    x, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((1, 3, 8), (4, 8), (4,)))
+    own = {"weight": weight, "bias": None if module.bias is None else bias}
+    small.__dict__["_parameters"] = {
+        name: None if each is None else nn.Parameter(each) for name, each in own.items()
+    }
+    with torch.no_grad():
+        try:
+            got = small(x)
+        except Exception:
+            return False
+    return isinstance(got, torch.Tensor) and torch.allclose(
+        got, functional.linear(x, weight, own["bias"]), atol=1e-5
+    )
 
 
 def _activation(module: nn.Module, meta: nn.Module) -> Callable[..., Any] | None:

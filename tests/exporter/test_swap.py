@@ -14,6 +14,7 @@ from transformers import (
     MambaConfig,
 )
 from transformers.activations import ACT2FN
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
@@ -353,6 +354,8 @@ def test_attention_without_a_cache_is_refused_by_name():
 
 
 def test_a_linear_layer_that_does_more_is_no_linear_layer():
-    model = nn.ModuleDict({"router": PhimoeTopKRouter(config("phimoe")), "linear": nn.Linear(8, 8)})
+    router = PhimoeTopKRouter(config("phimoe"))
+    model = nn.ModuleDict({"router": router, "linear": nn.Linear(8, 8), "falcon": FalconLinear(8, 16)})
     assert swap._replacement("router", model["router"], model) is None
     assert swap._replacement("linear", model["linear"], model) is not None
+    assert swap._replacement("falcon", model["falcon"], model) is not None
