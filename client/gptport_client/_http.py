@@ -333,4 +333,8 @@ def _error_text(content: bytes) -> str:
 def _broken(error: Exception, origin: Origin) -> GptportError:
     if isinstance(error, TimeoutError):
         return error_from_status("DEADLINE_EXCEEDED", "timeout", origin)
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(
+        error, OSError
+    ):  # what it sent is not for a terminal
+        return error_from_status("UNAVAILABLE", "what answers there does not speak HTTP", origin)
     return error_from_status("UNAVAILABLE", f"{type(error).__name__}: {error}", origin)

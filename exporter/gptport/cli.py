@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GptportError as error:
         return _fail(options, str(error), USAGE if isinstance(error, UsageError) else FAILURE)
     except OSError as error:
-        return _fail(options, str(error), FAILURE)
+        named = error.filename is not None and error.strerror
+        return _fail(options, f"{error.filename}: {error.strerror}" if named else str(error), FAILURE)
 
 
 def run() -> NoReturn:

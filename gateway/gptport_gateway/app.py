@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -71,7 +72,12 @@ def application(
 
     return Starlette(
         routes=[*guarded, Route("/health", endpoints.health), *page],
-        exception_handlers={RequestError: _refuse, GptportError: _refuse, BrowserGone: _nobody},
+        exception_handlers={
+            HTTPException: _no_route,
+            RequestError: _refuse,
+            GptportError: _refuse,
+            BrowserGone: _nobody,
+        },
         lifespan=lifespan,
     )
 
@@ -226,6 +232,12 @@ def _guard(app: Any, keys: Keys) -> Any:
 async def _refuse(_: Request, error: Any) -> Response:
     status, body = status_and_body(error)
     return JSONResponse(body, status)
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    known = "/v1/models, /v1/completions and /v1/chat/completions"
+    message = f"{request.method} {request.url.path} is nothing here; there are {known}"
+    return await _refuse(request, RequestError(message, status=error.status_code))
 
 
 async def _nobody(_: Request, __: Exception) -> Response:

@@ -80,6 +80,28 @@ def test_wrong_beams(command, arguments, message):
     assert message in err
 
 
+@pytest.mark.parametrize("name", ["tay", "toy_step"])
+def test_a_wrong_model_is_answered_with_those_that_there_are(toy, capsys, name):
+    if name == "toy_step":
+        toy.error_after = (0, "unexpected inference input 'stream' for model 'toy_step'")  # as Triton has it
+    assert main(["generate", PROMPT, "--model", name, "--url", toy.url]) == 1
+    assert capsys.readouterr().err == f"gptport: {toy.url} has no text model {name!r}; it has toy\n"
+
+
+def test_a_server_that_is_not_there(capsys):
+    assert main(["generate", PROMPT, "--model", "toy", "--url", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.endswith("; gptport serve starts one here\n")
+
+
+def test_an_address_of_the_other_protocol(toy, capsys):
+    assert main(["generate", PROMPT, "--model", "toy", "--url", f"http://{toy.url}"]) == 1
+    assert "does not speak HTTP" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_there(command):
+    assert command("summarize", "none.txt")[2] == "gptport: none.txt: No such file or directory\n"
+
+
 def test_score(client, command):
     score = client.score(PROMPT)
     code, out, _ = command("score", "-", stdin=PROMPT)

@@ -22,6 +22,7 @@ openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from gptport.cli import main  # noqa: E402
 from gptport_gateway import Keys, application  # noqa: E402
 
 PROMPT = "The quick brown 世界"
@@ -401,6 +402,27 @@ def test_a_file_of_keys(tmp_path):
     (tmp_path / "keys").write_text("# none\n")
     with pytest.raises(ValueError, match="has no key"):
         Keys.from_file(tmp_path / "keys")
+
+
+def test_a_port_that_is_taken_is_said_before_anything_else(toy, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["gateway", "--url", toy.url, "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"gptport: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status"), [("/v1/nothing", "GET", 404), ("/v1/completions", "GET", 405)]
+)
+def test_what_is_not_there_is_refused_as_json(serve, path, method, status):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(serve() + path, method=method))
+    assert caught.value.code == status
+    assert f"{method} {path} is nothing here" in json.loads(caught.value.read())["error"]["message"]
 
 
 def test_health(serve, toy):

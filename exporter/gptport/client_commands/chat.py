@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     with connected(options) as client:
         conversation = Conversation(client, sampling(options), options.system, options.timeout)
         if interactive:
+            client.model_config()  # what is wrong with server or name shows now
             say(f"{options.model} on {options.url}; {COMMANDS}")
         with _History(enabled=interactive):
             while (line := _ask("> " if interactive else "")) is not None and line != "/exit":

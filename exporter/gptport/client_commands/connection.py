@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,11 +162,38 @@ def connected(options: argparse.Namespace) -> Iterator[Client]:
         with client.Client(
             options.url, model=options.model, tls=tls, headers=dict(options.header), tokenizer=tokenizer
         ) as connection:
-            yield connection
+            try:
+                yield connection
+            except (client.ModelNotFound, client.InvalidRequest) as error:
+                if names := _others(connection, error):
+                    raise GptportError(
+                        f"{options.url} has no text model {options.model!r}; it has {names}"
+                    ) from error
+                raise
     except client.InvalidRequest as error:
         raise UsageError(str(error)) from error
+    except client.ConnectionError as error:
+        raise GptportError(f"{error}; gptport serve starts one here") from error
     except client.GptportError as error:
         raise GptportError(str(error)) from error
+
+
+def _others(connection: Client, error: Exception) -> str:
+    """The models that there are, if the error means that there is no such text model."""
+    from gptport_client import GptportError, ModelNotFound
+
+    # What Triton says where a step model is asked for text.
+    refused = re.search(r"unexpected inference input|inputs but got \d", str(error))
+    if not isinstance(error, ModelNotFound) and not refused:
+        return ""
+    try:
+        ready = {model.name for model in connection.models() if model.ready}
+    except GptportError:
+        return ""
+    if connection.model in ready and isinstance(error, ModelNotFound):
+        return ""  # its step model is missing, which the error says
+    texts = {name for name in ready if not name.endswith(("_step", "_kv"))}
+    return ", ".join(sorted(texts)) or "none"
 
 
 def _header(text: str) -> tuple[str, str]:

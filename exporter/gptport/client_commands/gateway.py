@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+from errno import errorcode
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import GptportError, UsageError
 from .connection import add_server
 from .terminal import say
 
@@ -43,7 +45,20 @@ def run(options: argparse.Namespace) -> None:
     open_to_all = options.api_keys is None and not variable
     if open_to_all and options.host not in LOCAL:
         say(f"gptport: {options.host} is open to whoever reaches it; --api-keys says who may ask")
-    say(
-        f"http://{options.host}:{options.port}/ is the chat page, http://{options.host}:{options.port}/v1 the endpoint"
-    )
-    serve(options.url, keys, options.host, options.port, options.ca, dict(options.header))
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listening = socket.create_server((options.host, options.port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = (
+            os.strerror(error.errno or 0)
+            if isinstance(error, OSError) and error.errno in errorcode
+            else error
+        )
+        raise GptportError(
+            f"cannot listen on {options.host} port {options.port}: {reason}; choose another with --port"
+        ) from error
+    with listening:
+        host = f"[{options.host}]" if family == socket.AF_INET6 else options.host
+        address = f"http://{host}:{listening.getsockname()[1]}"
+        say(f"{address}/ is the chat page, {address}/v1 the endpoint. Ctrl-C stops.")
+        serve(options.url, keys, listening, options.ca, dict(options.header))

@@ -102,8 +102,12 @@ def _search(prompt: str, options: argparse.Namespace) -> None:
 
 def show(stream: Stream) -> None:
     """Write an answer as it comes, and below it what it took."""
-    for chunk in stream:
-        put(chunk.text, end="")
+    try:
+        for chunk in stream:
+            put(chunk.text, end="")
+    except KeyboardInterrupt:
+        put("")  # what is said then begins on a line of its own
+        raise
     put("")
     result = stream.result
     tokens, times = result.usage.completion_tokens, result.timings
