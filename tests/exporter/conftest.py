@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,17 @@ from gptport import manifest as manifests
 from gptport.checkpoint import open_checkpoint
 from gptport.console import Steps
 from gptport.export import export
+from gptport.onnx_directory import opened
+from gptport.package import package
 from gptport.precision import by_name
 from gptport.samples import sample
 from graphs import Traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from gptport.export import Exported
+    from gptport.package import Packaged
     from gptport.triton_config import Serving
 
 VOCAB = 384
@@ -260,3 +263,28 @@ def traced_gpt2(gpt2: Path) -> Traced:
 def traced_llama(llama: Path) -> Traced:
     """The graph of the tiny Llama, unrolled, before any rewrite."""
     return Traced(llama)
+
+
+FOREIGN = Path(__file__).parent / "foreign"
+
+
+@pytest.fixture
+def copied(gpt2: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of a directory that another exporter wrote, with a tokenizer, that may be changed."""
+
+    def copy(name: str = "optimum-llama") -> Path:
+        folder = shutil.copytree(FOREIGN / name, tmp_path / name)
+        shutil.copy(gpt2 / "tokenizer.json", folder)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def packaged(tmp_path: Path) -> Callable[..., Packaged]:
+    """Package a directory into a repository of this test; keywords are those of `package`."""
+
+    def run(source: Path, name: str = "tiny", max_length: int | None = None, **options: Any) -> Packaged:
+        return package(opened(source), tmp_path / "repository", name, max_length, Steps(), **options)
+
+    return run

@@ -14,37 +14,11 @@ from safetensors.torch import load_file, save_file
 from gptport import integrity
 from gptport import manifest as manifests
 from gptport.cli import main
-from gptport.console import Steps
 from gptport.errors import CheckpointError, UnsupportedModel, UsageError
-from gptport.onnx_directory import opened
-from gptport.package import Packaged, package
 from graph_edits import edited, keep_logits
 from graph_edits import rename as rename_input
 
 FOREIGN = Path(__file__).parent / "foreign"
-
-
-@pytest.fixture
-def copied(gpt2, tmp_path):
-    """A copy of one of those directories, with a tokenizer, that may be changed."""
-
-    def copy(name: str) -> Path:
-        folder = tmp_path / name
-        shutil.copytree(FOREIGN / name, folder)
-        shutil.copy(gpt2 / "tokenizer.json", folder)
-        return folder
-
-    return copy
-
-
-@pytest.fixture
-def packaged(tmp_path):
-    """Package a directory into a repository of this test."""
-
-    def run(folder: Path, max_length: int | None = None) -> Packaged:
-        return package(opened(folder), tmp_path / "repository", "tiny", max_length, Steps())
-
-    return run
 
 
 @pytest.mark.parametrize(("name", "precision"), [("genai-fp32", "fp32"), ("genai-int4", "int4")])

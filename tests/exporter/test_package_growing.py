@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -16,42 +14,17 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from gptport import integrity
 from gptport import manifest as manifests
 from gptport.cli import main
-from gptport.console import Steps
 from gptport.errors import (
-    CheckpointError,
     RepositoryError,
     UnsupportedModel,
     UsageError,
     VerificationError,
 )
-from gptport.onnx_directory import opened
-from gptport.package import Packaged, package
+from gptport.server import models_of
 from gptport.triton_config import Serving, parse
 from graph_edits import constant, edited, input_of, keep_logits, rename
 
 FOREIGN = Path(__file__).parent / "foreign"
-
-
-@pytest.fixture
-def copied(gpt2, tmp_path):
-    """A copy of one of those directories, with a tokenizer, that may be changed."""
-
-    def copy(name: str = "optimum-llama") -> Path:
-        folder = shutil.copytree(FOREIGN / name, tmp_path / name)
-        shutil.copy(gpt2 / "tokenizer.json", folder)
-        return folder
-
-    return copy
-
-
-@pytest.fixture
-def packaged(tmp_path):
-    """Package a directory into a repository of this test."""
-
-    def run(source: Path, name: str = "tiny", **options) -> Packaged:
-        return package(opened(source), tmp_path / "repository", name, None, Steps(), **options)
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -298,24 +271,6 @@ def test_another_layout_is_refused_by_the_tensors_name(copied, packaged, tmp_pat
     assert not any((tmp_path / "repository").glob("*"))
 
 
-def test_of_graphs_in_several_precisions_one_is_to_be_named(copied, packaged):
-    folder = copied()
-    (folder / "onnx").mkdir()
-    for name in ("model.onnx", "model_fp16.onnx"):
-        shutil.copy(folder / "model.onnx", folder / "onnx" / name)
-    (folder / "model.onnx").unlink()
-    with pytest.raises(
-        UnsupportedModel,
-        match=r"2 graphs with a cache, model\.onnx, model_fp16\.onnx; give the file of one: gptport package \S+/onnx/model\.onnx",
-    ):
-        packaged(folder)
-    result = packaged(folder / "onnx/model_fp16.onnx")
-    assert result.manifest.graph == "model_fp16.onnx"
-    assert result.manifest.source["checkpoint"] == "optimum-llama"
-    (folder / "onnx/model.onnx").unlink()
-    assert packaged(folder).manifest.graph == "model_fp16.onnx"
-
-
 def test_weights_beside_the_graph_come_along(copied, packaged):
     folder = copied()
     onnx.save(
@@ -329,58 +284,6 @@ def test_weights_beside_the_graph_come_along(copied, packaged):
     version = result.folders["tiny_step"]
     assert (version / "model.onnx_data").read_bytes() == (folder / "model.onnx_data").read_bytes()
     assert result.parity.greedy_agreement == 1.0
-
-
-def test_of_optimums_older_pair_the_merged_graph_is_taken(copied, packaged):
-    folder = copied("optimum-merged")
-    shutil.copy(FOREIGN / "optimum-llama/model.onnx", folder / "decoder_with_past_model.onnx")
-    assert packaged(folder).manifest.graph == "decoder_model_merged.onnx"
-
-
-def drop_the_cache(graph: ir.Graph) -> None:
-    for value in list(graph.inputs):
-        if str(value.name).startswith("past"):
-            graph.inputs.remove(value)
-            value.name = f"constant.{value.name}"
-            value.shape = ir.Shape([1, 1, 0, 16])
-            value.const_value = ir.tensor(np.zeros((1, 1, 0, 16), np.float32), name=value.name)
-            graph.register_initializer(value)
-    del graph.outputs[1:]
-
-
-def test_what_is_no_decoder_with_a_cache_is_said(copied, packaged, tmp_path):
-    folder = edited(copied(), drop_the_cache)
-    with pytest.raises(
-        UnsupportedModel,
-        match=r"model\.onnx without a cache \(inputs: input_ids, attention_mask, position_ids\).*: optimum-cli export onnx",
-    ):
-        packaged(folder)
-    config = json.loads((folder / "config.json").read_bytes())
-    (folder / "config.json").write_text(
-        json.dumps({**config, "is_encoder_decoder": True, "model_type": "t5"})
-    )
-    with pytest.raises(UnsupportedModel, match=r"is an encoder-decoder model \(t5\); gptport packages"):
-        packaged(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not JSON"):
-        packaged(folder)
-    (folder / "config.json").write_text(json.dumps(config))
-    edited(folder, rename("attention_mask", "encoder_hidden_states"))
-    with pytest.raises(UnsupportedModel, match=r"has model\.onnx, an encoder-decoder model"):
-        packaged(folder)
-    edited(folder, rename("input_ids", "pixels"))
-    edited(folder, rename("encoder_hidden_states", "mask"))
-    with pytest.raises(
-        UnsupportedModel, match="takes pixels, mask, position_ids; expected input_ids and past"
-    ):
-        packaged(folder)
-    (folder / "model.onnx").unlink()
-    with pytest.raises(CheckpointError, match=r"has no \*\.onnx, neither has onnx/ in it; expected one with"):
-        packaged(folder)
-    (folder / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="it is a checkpoint: gptport export"):
-        packaged(folder)
-    assert not any((tmp_path / "repository").glob("*"))
 
 
 def test_names_and_options_that_do_not_go_are_refused(copied, packaged, tmp_path):
@@ -398,3 +301,10 @@ def test_names_and_options_that_do_not_go_are_refused(copied, packaged, tmp_path
     both = packaged(fixed, "other").folders
     assert both["other_step"].resolve() == both["other"]
     assert both["other"].name == "2"
+
+
+def test_it_is_served_by_the_name_that_it_was_given(packaged, copied, tmp_path):
+    packaged(copied())
+    assert models_of(tmp_path / "repository", ["tiny"]) == ["tiny_step"]
+    with pytest.raises(RepositoryError, match="has no model 'other'; it has tiny_step"):
+        models_of(tmp_path / "repository", ["other"])

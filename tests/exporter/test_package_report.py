@@ -14,10 +14,7 @@ from rich.filesize import decimal
 
 from gptport import integrity
 from gptport.cli import main
-from gptport.console import Steps
 from gptport.foreign_layers import examined
-from gptport.onnx_directory import opened
-from gptport.package import package
 from html_page import Read
 
 FOREIGN = Path(__file__).parent / "foreign"
@@ -30,23 +27,9 @@ GRAPHS = {
 }
 
 
-@pytest.fixture
-def packaged(gpt2, tmp_path):
-    """Package a directory of another exporter."""
-
-    def run(name: str):
-        folder = shutil.copytree(FOREIGN / name, tmp_path / name)
-        shutil.copy(gpt2 / "tokenizer.json", folder)
-        return package(
-            opened(folder), tmp_path / "repository", "tiny", None, Steps(), command="gptport package x"
-        )
-
-    return run
-
-
 @pytest.mark.parametrize("name", GRAPHS)
-def test_it_says_what_is_known_and_is_a_file_of_the_version(packaged, name):
-    result = packaged(name)
+def test_it_says_what_is_known_and_is_a_file_of_the_version(copied, packaged, name):
+    result = packaged(copied(name), command="gptport package x")
     version, manifest = next(iter(result.folders.values())), result.manifest
     assert result.report == version / "report.html"
     assert not integrity.damage(version, manifest)
@@ -85,8 +68,8 @@ def test_the_parts_are_as_large_as_the_weights(name):
         assert found["MLP"] == 2 * 4 * 3 * 16 * 32
 
 
-def test_the_picture_has_a_box_for_each_node_that_hidden_states_go_through(packaged):
-    result = packaged("genai-int4")
+def test_the_picture_has_a_box_for_each_node_that_hidden_states_go_through(copied, packaged):
+    result = packaged(copied("genai-int4"))
     layer = examined(ir.load(FOREIGN / "genai-int4/model.onnx"), 2).layer
     assert layer.operators["MatMulNBits"] == 5
     assert layer.operators["GroupQueryAttention"] == 1
@@ -119,11 +102,11 @@ def test_the_command_ends_with_the_page(gpt2, tmp_path, capsys):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
-def test_a_browser_shows_it_without_errors_at_any_width(packaged, tmp_path):
+def test_a_browser_shows_it_without_errors_at_any_width(copied, packaged, tmp_path):
     pytest.importorskip("aiohttp")
     from browser import tab
 
-    report = packaged("optimum-llama").report
+    report = packaged(copied()).report
 
     async def look():
         async with tab(CHROMIUM, tmp_path / "profile", report.as_uri()) as page:
