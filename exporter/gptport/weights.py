@@ -300,8 +300,8 @@ def _blocks(
         rows = (source.tensor(name).flatten(0, -2) for name in weight.names)
         blocks = concatenated([quantize(each, quantization) for each in rows])
         return blocks.take(weight.order) if weight.order else blocks
-    as_stored = source.tensor(weight.names[0]).dtype
-    return quantize(weight.read(source.tensor, as_stored).flatten(0, -2), quantization)
+    dtype = torch.float32 if weight.offset else source.tensor(weight.names[0]).dtype
+    return quantize(weight.read(source.tensor, dtype).flatten(0, -2), quantization)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

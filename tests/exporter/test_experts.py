@@ -195,6 +195,12 @@ def test_a_router_stays_in_floats(checkpoints, gpt2, export_to, tmp_path):
     assert sum(node.op_type == "QMoE" for node in graph.node) == 3
 
 
+def test_experts_in_integers_compute_in_half_precision(gpt_oss, export_to, tmp_path):
+    result = export_to(gpt_oss, tmp_path, precision=in_integers(4, compute="fp16"))
+    assert result.manifest.kv_cache.dtype == "float16"
+    assert result.lowering.changes["quantize_experts"] == 3
+
+
 def test_quantized_experts_take_a_quarter_of_the_bytes_and_are_said(mixtral, exported, export_to, tmp_path):
     precision = in_integers(4)
     result = export_to(mixtral, tmp_path, precision=precision)
