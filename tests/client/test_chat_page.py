@@ -64,6 +64,7 @@ def test_a_conversation(toy, visit, tmp_path):
 
     async def use(page):
         await page.until(READY)
+        assert not await page.run("document.getElementById('key-label').offsetParent")  # no key is asked for
         await page.type("Hi <b>")
         await page.until(f"{said('assistant')}[0]?.length > 3")
         assert not await page.run(IDLE)  # it streams
@@ -94,6 +95,40 @@ def test_an_error_is_shown(toy, visit):
         await page.type("Hi")
         await page.until(f"{said('error')}[0]?.includes('CUDA out of memory')")
         await page.until(IDLE)
+
+    visit(use)
+
+
+def test_what_was_refused_is_as_if_it_had_not_been_said(toy, visit):
+    toy.max_length = 60
+
+    async def use(page):
+        await page.until(READY)
+        await page.type("x" * 80)
+        await page.until(f"{said('error')}.length && {IDLE}")
+        assert await page.run("document.getElementById('input').value") == "x" * 80
+        assert await page.run(f"[{said('user')}, {said('assistant')}]") == [[], []]
+        await page.run("document.getElementById('input').value = ''")
+        await page.type("Hi")
+        await page.until(f"{said('assistant')}[0]?.length > 3")
+
+    visit(use)
+    assert prompts(toy)[-1] == render([{"role": "user", "content": "Hi"}])
+
+
+def test_a_phone_shows_all_of_it(visit):
+    long_name = "new Option('a-model-with-a-very-long-name-1.5b-instruct:and-an-adapter')"
+
+    async def use(page):
+        await page.call(
+            "Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=2, mobile=True
+        )
+        await page.until(READY)
+        await page.run(f"document.getElementById('model').replaceChildren({long_name})")
+        await page.run("document.getElementById('key-label').hidden = false")
+        assert await page.run("document.documentElement.scrollWidth") == 360
+        assert await page.run("document.getElementById('send').getBoundingClientRect().bottom") <= 640
+        assert page.errors == []
 
     visit(use)
 

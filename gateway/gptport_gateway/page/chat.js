@@ -28,6 +28,13 @@ function show(role, text) {
   return element;
 }
 
+// Goes along with what comes, unless who reads has gone up.
+function add(element, text) {
+  const { scrollHeight, scrollTop, clientHeight } = $("messages");
+  element.textContent += text;
+  if (scrollHeight - scrollTop - clientHeight < 40) element.scrollIntoView({ block: "end" });
+}
+
 // The JSON objects of a stream of server-sent events.
 async function* events(response) {
   let unread = "";
@@ -46,17 +53,17 @@ async function answer(element) {
   const response = await checked(await fetch("v1/chat/completions", options));
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
-    element.textContent += event.choices[0]?.delta.content ?? "";
-    element.scrollIntoView({ block: "end" });
+    add(element, event.choices[0]?.delta.content ?? "");
   }
 }
 
 async function send() {
   const text = $("input").value.trim();
   if (!text || running) return;
+  const conversation = messages; // another one may have begun when the answer ends
   $("input").value = "";
-  messages.push({ role: "user", content: text });
-  show("user", text);
+  conversation.push({ role: "user", content: text });
+  const asked = show("user", text);
   const element = show("assistant", "");
   setRunning(new AbortController());
   try {
@@ -64,7 +71,14 @@ async function send() {
   } catch (error) {
     if (error.name !== "AbortError") show("error", error.message);
   } finally {
-    messages.push({ role: "assistant", content: element.textContent });
+    if (element.textContent) {
+      conversation.push({ role: "assistant", content: element.textContent });
+    } else { // it is as if it had not been said, and can be said otherwise
+      conversation.pop();
+      asked.remove();
+      element.remove();
+      if (conversation === messages) $("input").value ||= text;
+    }
     setRunning(null);
     $("input").focus();
   }
