@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
                 raise outcome.error
             target.write(json.dumps(_line(outcome), ensure_ascii=False).encode() + b"\n")
             target.flush()
-        say(f"[{_complete_lines(target)} lines in {options.output}, {done} of them from before]")
+        count = _complete_lines(target)
+        say(f"[{count} line{'' if count == 1 else 's'} in {options.output}, {done} of them from before]")
 
 
 def _request(number: int, line: bytes, params: SamplingParams) -> Request:
