@@ -61,7 +61,9 @@ def read_chat_template(template: bytes | None, config: bytes) -> ChatTemplate:
             f"the model's {CONFIG_FILE} cannot be read: {error!r}; export it again"
         ) from error
     if not isinstance(source, str):
-        raise InvalidRequest("the model has no chat template; use generate() with a prompt of your own")
+        raise InvalidRequest(
+            "the model has no chat template; use generate(), or gptport generate, with a prompt of your own"
+        )
     return ChatTemplate(source, {name: token for name, token in tokens.items() if token is not None})
 
 

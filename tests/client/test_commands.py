@@ -261,6 +261,13 @@ def test_chat_remembers_and_resets(client, command, toy):
     assert "/what is no command" in err
 
 
+def test_what_is_piped_into_a_chat_ends_it_where_it_fails(command, toy):
+    del toy.files["chat_template.jinja"]
+    code, out, err = command("chat", stdin="Hi\nAnd?\n")
+    assert (code, out) == (2, "")
+    assert err.count("no chat template; use generate(), or gptport generate") == 1
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_chat(toy, tmp_path):
     toy.delay, toy.eos_token_ids, toy.max_length = 0.05, "", 4096
     chat = Terminal("chat", "--model", "toy", "--url", toy.url, home=tmp_path)

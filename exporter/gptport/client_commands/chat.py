@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
             say(f"{options.model} on {options.url}; {COMMANDS}")
         with _History(enabled=interactive):
             while (line := _ask("> " if interactive else "")) is not None and line != "/exit":
-                _obey(conversation, line)
+                _obey(conversation, line, interactive=interactive)
 
 
 class Conversation:
@@ -72,7 +72,7 @@ class Conversation:
         self.messages = [*asked, {"role": "assistant", "content": answer}]
 
 
-def _obey(conversation: Conversation, line: str) -> None:
+def _obey(conversation: Conversation, line: str, *, interactive: bool) -> None:
     from gptport_client import ConnectionError, GptportError  # noqa: A004 - the client's
 
     if line == "/reset":
@@ -85,6 +85,8 @@ def _obey(conversation: Conversation, line: str) -> None:
         except ConnectionError:
             raise
         except GptportError as error:  # such as a conversation that has become too long
+            if not interactive:
+                raise
             say(f"gptport: {error}")
 
 
