@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from gptport_client._endpoint import Endpoint
-    from gptport_client._wire import InferRequest, InferResponse
+    from gptport_client._message import InferRequest, InferResponse
 
 
 class AsyncGrpcTransport(GrpcService):

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gptport_client._endpoint import TLS, Endpoint
+    from gptport_client._message import InferRequest
     from gptport_client._releases import Releases
     from gptport_client._step_cache import AnyRegistration
-    from gptport_client._wire import InferRequest
 
 # A proxy before several servers reads it to keep the requests of a sequence together; Triton ignores it.
 SEQUENCE_HEADER = "gptport-sequence"

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from email.message import Message
 
     from gptport_client._endpoint import Endpoint
+    from gptport_client._message import InferRequest, InferResponse
     from gptport_client._step_cache import AnyRegistration
-    from gptport_client._wire import InferRequest, InferResponse
 
 T = TypeVar("T")
 _SYSTEM, _CUDA = "/v2/systemsharedmemory", "/v2/cudasharedmemory"

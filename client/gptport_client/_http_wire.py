@@ -13,7 +13,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
-from gptport_client._wire import NUMPY_TYPES, OPTIONAL_OUTPUTS, OUTPUT_DATATYPES, InferRequest, InferResponse
+from gptport_client._message import NUMPY_TYPES, InferRequest, InferResponse
+from gptport_client._wire import OPTIONAL_OUTPUTS, OUTPUT_DATATYPES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

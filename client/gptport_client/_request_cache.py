@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gptport_client._wire import growing_request, read_growing
+from gptport_client._step_wire import growing_request, read_growing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from gptport_client._errors import GptportError
     from gptport_client._flow import Flow
+    from gptport_client._message import InferRequest, InferResponse
     from gptport_client._model import CacheLayout, ModelConfig
     from gptport_client._sampling import Logits
-    from gptport_client._wire import InferRequest, InferResponse
 
 _LOGITS_BYTES = 64 << 20  # of one answer: most such graphs give the logits of every token
 

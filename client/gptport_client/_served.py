@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from gptport_client._deadline import Deadline
     from gptport_client._flow import Flow
+    from gptport_client._message import InferRequest
     from gptport_client._results import Chunk
     from gptport_client._transport import AnyTransport
-    from gptport_client._wire import InferRequest
 
 T = TypeVar("T")
 # How keys and values get to a step model: held by Triton as state, or by the client, in memory that both share or sent with

@@ -11,9 +11,9 @@ from gptport_client._wire import read_text
 if TYPE_CHECKING:
     from gptport_client._deadline import Deadline
     from gptport_client._flow import Flow, Pieces
+    from gptport_client._message import InferRequest, InferResponse
     from gptport_client._served import ServedModel
     from gptport_client._transport import AnyCall
-    from gptport_client._wire import InferRequest, InferResponse
 
 
 class ServerAnswer:

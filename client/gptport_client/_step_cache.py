@@ -19,17 +19,17 @@ from gptport_client._errors import (
     ServerNotReady,
 )
 from gptport_client._region import SystemRegion, is_left
-from gptport_client._wire import kv_request, read_logits, step_request, with_cache
+from gptport_client._step_wire import kv_request, read_logits, step_request, with_cache
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gptport_client._flow import Flow
+    from gptport_client._message import InferRequest, InferResponse
     from gptport_client._model import CacheLayout, ModelConfig
     from gptport_client._region import Registration
     from gptport_client._sampling import Logits
     from gptport_client._transport import AnyTransport
-    from gptport_client._wire import InferRequest, InferResponse
 
 # What Triton (and what a backend of sequences) answers to a request of a sequence that it does not know.
 _NO_SEQUENCE = re.compile(r"start flag|sequence_start", re.IGNORECASE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from gptport_client._message import InferRequest, InferResponse
     from gptport_client._step_cache import AnyRegistration
-    from gptport_client._wire import InferRequest, InferResponse
 
 
 class Call(Protocol):

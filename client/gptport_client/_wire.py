@@ -1,4 +1,4 @@
-"""Requests to and responses from the two models, as docs/protocol.md has them. Pure."""
+"""Requests to and responses from the text model, as docs/protocol.md has them. Pure."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ import json
 import struct
 from dataclasses import fields
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tritonclient.grpc import service_pb2
 
 from gptport_client._errors import ProtocolError
+from gptport_client._message import NUMPY_TYPES, add_values, content_of, new_request, outputs_of
 from gptport_client._results import Chunk, TokenLogprob, Usage, finish_reason
 from gptport_client._score import Score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from gptport_client._beam_search import BeamOptions
-    from gptport_client._model import CacheLayout
+    from gptport_client._message import InferRequest, InferResponse
     from gptport_client._params import SamplingParams
     from gptport_client._prompt import CheckedPrompt
-    from gptport_client._sampling import Logits
-
-# Protobuf messages of Triton's service; their module has no types.
-InferRequest: TypeAlias = Any
-InferResponse: TypeAlias = Any
 
 
 # Field of SamplingParams → the names and datatypes of its tensors.
@@ -59,8 +52,6 @@ PARAMETER_TENSORS = {
     "lora_name": (("lora_name", "BYTES"),),
     "prompt_lookup": (("prompt_lookup", "INT32"),),
 }
-NUMPY_TYPES = {"INT32": "<i4", "INT64": "<i8", "UINT32": "<u4", "UINT64": "<u8", "FP32": "<f4", "BOOL": "?"}
-_FLOATS = {"FP32": "<f4", "FP16": "<f2"}
 # What the text model answers with.
 OUTPUT_DATATYPES = {
     "text_output": "BYTES",
@@ -103,145 +94,34 @@ def text_request(
     beams: BeamOptions | None = None,
 ) -> InferRequest:
     """Ask the text model to continue a prompt, `n` times, for at most `timeout` seconds. Defaults are left out."""
-    request = _request(model, request_id)
+    request = new_request(model, request_id)
     if isinstance(prompt, str):
-        _add_values(request, "text_input", "BYTES", (prompt,))
+        add_values(request, "text_input", "BYTES", (prompt,))
     else:
-        _add_values(request, "input_ids", "INT32", prompt)
+        add_values(request, "input_ids", "INT32", prompt)
     for field in fields(params):
         value = getattr(params, field.name)
         if value != field.default:
             for (name, datatype), values in zip(PARAMETER_TENSORS[field.name], _columns(value), strict=True):
-                _add_values(request, name, datatype, values)
+                add_values(request, name, datatype, values)
     if n != 1:
-        _add_values(request, "n", "INT32", (n,))
+        add_values(request, "n", "INT32", (n,))
     if beams is not None:
-        _add_values(request, "beam_width", "INT32", (beams.beams,))
-        _add_values(request, "length_penalty", "FP32", (beams.length_penalty,))
+        add_values(request, "beam_width", "INT32", (beams.beams,))
+        add_values(request, "length_penalty", "FP32", (beams.length_penalty,))
     if timeout is not None:
-        _add_values(request, "timeout", "FP32", (timeout,))
-    _add_values(request, "stream", "BOOL", (stream,))
+        add_values(request, "timeout", "FP32", (timeout,))
+    add_values(request, "stream", "BOOL", (stream,))
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
 
 
 def file_request(model: str, request_id: str, file: str) -> InferRequest:
     """Ask the text model for one of its files."""
-    request = _request(model, request_id)
+    request = new_request(model, request_id)
     request.parameters["file"].string_param = file
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     return request
-
-
-def step_request(
-    model: str,
-    request_id: str,
-    sequence_id: int,
-    token_ids: Sequence[int],
-    past: int,
-    *,
-    start: bool,
-    end: bool,
-) -> InferRequest:
-    """Ask the step model to append `token_ids` to a sequence that has `past` tokens."""
-    request = _request(model, request_id)
-    _add_step(request, token_ids, past)
-    request.parameters["sequence_id"].int64_param = sequence_id
-    request.parameters["sequence_start"].bool_param = start
-    request.parameters["sequence_end"].bool_param = end
-    return request
-
-
-def with_cache(model: str, request_id: str, layout: CacheLayout, region: str, length: int) -> InferRequest:
-    """What all requests of a sequence whose keys and values lie in a region have in common: a template for `kv_request`.
-
-    Each output has the place of its input, so that what a step adds is there for the next.
-    """
-    request = _request(model, request_id)
-    request.outputs.add(name="logits")
-    shape = (1, layout.heads, length, layout.head_dim)
-    size = layout.bytes(length) // len(layout.tensors)
-    for number, (past, present) in enumerate(layout.tensors):
-        for tensor in (
-            request.inputs.add(name=past, datatype=layout.datatype, shape=shape),
-            request.outputs.add(name=present),
-        ):
-            tensor.parameters["shared_memory_region"].string_param = region
-            tensor.parameters["shared_memory_byte_size"].int64_param = size
-            tensor.parameters["shared_memory_offset"].int64_param = number * size
-    return request
-
-
-def kv_request(template: InferRequest, token_ids: Sequence[int], past: int) -> InferRequest:
-    """Ask the step model without state to append `token_ids` to the `past` tokens whose keys and values the client holds."""
-    request = service_pb2.ModelInferRequest()
-    request.CopyFrom(template)
-    _add_step(request, token_ids, past)
-    return request
-
-
-def growing_request(
-    model: str,
-    request_id: str,
-    layout: CacheLayout,
-    token_ids: Sequence[int],
-    past: int,
-    cache: Sequence[NDArray[np.generic]],
-) -> InferRequest:
-    """Ask the step model whose cache grows to append `token_ids` to `past` tokens.
-
-    `cache` has an array `[1, heads, past, head_dim]` for each of the layout's tensors.
-    """
-    request = _request(model, request_id)
-    count = len(token_ids)
-    others = {
-        "input_ids": ("INT64", (1, count), np.asarray(token_ids, "<i8")),
-        "position_ids": ("INT64", (1, count), np.arange(past, past + count, dtype="<i8")),
-        "attention_mask": ("INT64", (1, past + count), np.ones(past + count, "<i8")),
-        "use_cache_branch": ("BOOL", (1,), np.array([past > 0])),
-        "num_logits_to_keep": ("INT64", (1,), np.array([1], "<i8")),
-    }
-    for name in layout.inputs:
-        datatype, shape, values = others[name]
-        _add(request, name, datatype, shape, values.tobytes())
-    for (name, _), array in zip(layout.tensors, cache, strict=True):
-        _add(request, name, layout.datatype, array.shape, array.tobytes())
-    return request
-
-
-def read_growing(
-    response: InferResponse, layout: CacheLayout, vocab_size: int, length: int
-) -> tuple[Logits, tuple[NDArray[np.generic], ...]]:
-    """What the step model whose cache grows answered: the logits `[vocab]` behind the last token, float32, and the cache.
-
-    Raises:
-        ProtocolError: something is missing, or of another type or size than `length` tokens have.
-    """
-    outputs = _outputs(response)
-    datatype, data = outputs.get("logits", ("missing", b""))
-    rows = np.frombuffer(data, _FLOATS[datatype]) if datatype in _FLOATS else np.zeros(0, "<f4")
-    if not rows.size or rows.size % vocab_size:
-        raise ProtocolError(
-            f"the step model answered logits {datatype} of {len(data)} bytes, not rows of {vocab_size} numbers"
-        )
-    size = layout.bytes(length) // len(layout.tensors)
-    cache = []
-    for _, name in layout.tensors:
-        data = _output(outputs, name, layout.datatype)
-        if len(data) != size:
-            raise ProtocolError(
-                f"the step model answered {len(data)} bytes of {name}; {length} tokens have {size}"
-            )
-        values = np.frombuffer(data, f"<u{layout.width // layout.head_dim}")
-        cache.append(values.reshape(1, layout.heads, length, layout.head_dim))
-    return rows[-vocab_size:].astype("<f4"), tuple(cache)
-
-
-def _add_step(request: InferRequest, token_ids: Sequence[int], past: int) -> None:
-    count = len(token_ids)
-    _add(request, "input_ids", "INT64", (1, count), np.asarray(token_ids, "<i8").tobytes())
-    _add(request, "position_ids", "INT64", (1, count), np.arange(past, past + count, dtype="<i8").tobytes())
-    _add(request, "seqlens_k", "INT32", (1, 1), struct.pack("<i", past + count - 1))
 
 
 def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:
@@ -252,7 +132,7 @@ def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:
     """
     flag = response.parameters.get("triton_final_response")  # [] would add the key
     final = flag is not None and flag.bool_param
-    outputs = _outputs(response)
+    outputs = outputs_of(response)
     if not outputs:
         return (), final
     (prompt_tokens,) = _read_numbers(outputs, "num_input_tokens", 1)
@@ -284,7 +164,7 @@ def read_text(response: InferResponse) -> tuple[tuple[Chunk, ...], bool]:
 
 def read_file(response: InferResponse) -> bytes | None:
     """The file in a response to `file_request`; None if the response carries no data."""
-    outputs = _outputs(response)
+    outputs = outputs_of(response)
     return _read_bytes(outputs, "text_output")[0] if outputs else None
 
 
@@ -303,29 +183,6 @@ def read_adapters(content: bytes) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_logits(response: InferResponse, vocab_size: int) -> Logits:
-    """The logits in a response of the step model: `[vocab]`, float32.
-
-    Raises:
-        ProtocolError: there are none, or they are of another type or length.
-    """
-    data = _output(_outputs(response), "logits", "FP32")
-    if len(data) != 4 * vocab_size:
-        raise ProtocolError(
-            f"the step model answered {len(data)} bytes of logits, not {vocab_size} numbers of 4 bytes"
-        )
-    return np.frombuffer(data, "<f4")
-
-
-def _request(model: str, request_id: str) -> InferRequest:
-    return service_pb2.ModelInferRequest(model_name=model, id=request_id)
-
-
-def _add(request: InferRequest, name: str, datatype: str, shape: Sequence[int], data: bytes) -> None:
-    request.inputs.add(name=name, datatype=datatype, shape=shape)
-    request.raw_input_contents.append(data)
-
-
 def _columns(value: Any) -> Sequence[Sequence[Any]]:
     """What goes into the tensors of a parameter: one column, or for pairs two."""
     if not isinstance(value, tuple):
@@ -333,45 +190,17 @@ def _columns(value: Any) -> Sequence[Sequence[Any]]:
     return list(zip(*value, strict=True)) if isinstance(value[0], tuple) else [value]
 
 
-def _add_values(request: InferRequest, name: str, datatype: str, values: Sequence[Any]) -> None:
-    if datatype == "BYTES":
-        encoded = [value.encode() for value in values]
-        data = b"".join(struct.pack("<I", len(value)) + value for value in encoded)
-    else:
-        data = np.asarray(values, NUMPY_TYPES[datatype]).tobytes()
-    _add(request, name, datatype, (len(values),), data)
-
-
-def _outputs(response: InferResponse) -> dict[str, tuple[str, bytes]]:
-    """Each output's datatype and content, by name."""
-    if len(response.outputs) != len(response.raw_output_contents):
-        raise ProtocolError(
-            f"a response has {len(response.outputs)} outputs, {len(response.raw_output_contents)} contents"
-        )
-    pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-    return {output.name: (output.datatype, content) for output, content in pairs}
-
-
-def _output(outputs: dict[str, tuple[str, bytes]], name: str, datatype: str) -> bytes:
-    found, content = outputs.get(name, ("missing", b""))
-    if found != datatype:
-        raise ProtocolError(
-            f"the output {name} is {found}, not {datatype}; this client needs a model of its version"
-        )
-    return content
-
-
 def _read_sums(outputs: dict[str, tuple[str, bytes]], count: int) -> list[float | None]:
     if "cum_log_probs" not in outputs:
         return [None] * count
-    content = _output(outputs, "cum_log_probs", "FP32")
+    content = content_of(outputs, "cum_log_probs", "FP32")
     if len(content) != 4 * count:
         raise ProtocolError(f"cum_log_probs has {len(content)} bytes for {count} answers")
     return list(struct.unpack(f"<{count}f", content))
 
 
 def _read_bytes(outputs: dict[str, tuple[str, bytes]], name: str) -> list[bytes]:
-    content = _output(outputs, name, "BYTES")
+    content = content_of(outputs, name, "BYTES")
     values, place = [], 0
     while place < len(content):
         begin = place + 4
@@ -390,7 +219,7 @@ def _read_strings(outputs: dict[str, tuple[str, bytes]], name: str) -> list[str]
 
 
 def _read_ids(outputs: dict[str, tuple[str, bytes]], name: str = "output_ids") -> tuple[int, ...]:
-    content = _output(outputs, name, "INT32")
+    content = content_of(outputs, name, "INT32")
     if len(content) % 4:
         raise ProtocolError(f"the output {name} has half a number")
     return tuple(np.frombuffer(content, "<i4").tolist())
@@ -422,7 +251,7 @@ def _read_logprobs(
 
 
 def _read_numbers(outputs: dict[str, tuple[str, bytes]], name: str, count: int) -> list[int]:
-    content = _output(outputs, name, OUTPUT_DATATYPES[name])
+    content = content_of(outputs, name, OUTPUT_DATATYPES[name])
     if len(content) != 4 * count:
         raise ProtocolError(f"the output {name} has {len(content)} bytes, not {count} of 4 each")
     return list(np.frombuffer(content, NUMPY_TYPES[OUTPUT_DATATYPES[name]]).tolist())

@@ -9,7 +9,8 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from gptport_client import Chunk, ProtocolError, SamplingParams, Usage
-from gptport_client._wire import file_request, read_file, read_logits, read_text, step_request, text_request
+from gptport_client._step_wire import read_logits, step_request
+from gptport_client._wire import file_request, read_file, read_text, text_request
 from toy_triton import final_response, read_inputs, text_response
 
 

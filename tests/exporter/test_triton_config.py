@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from gptport import cli, triton_config
 from gptport_client._model import read_config
-from gptport_client._wire import kv_request, with_cache
+from gptport_client._step_wire import kv_request, with_cache
 
 PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 
