@@ -159,15 +159,15 @@ def outcome(function):
 def test_a_stream_on_a_server_that_dies_ends_with_an_error(proxy, servers):
     with Client(proxy, model=MODEL) as client:
         backends = [child for server in servers for child in psutil.Process(server.pid).children()]
-        # The model is so small that one alone would be done before it is killed, even with its backend suspended next.
-        *_, stream = [client.stream(PROMPT, max_tokens=100_000, timeout=PATIENCE) for _ in range(32)]
-        next(stream)
+        # The model is so small that a few would be done before it is killed, even with its backend suspended next.
+        first, *_, last = [client.stream(PROMPT, max_tokens=100_000, timeout=PATIENCE) for _ in range(96)]
+        next(first)
         for backend in backends:
             backend.suspend()
         for server in servers:
             os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(gptport_client.ConnectionError):
-            list(stream)
+            list(last)
 
 
 def test_a_server_that_comes_back_is_used_again(proxy, servers, filled):
