@@ -21,12 +21,12 @@ class TritonSink:
     """The answers to one request on Triton's side."""
 
     def __init__(self, request: Any, outbox: Outbox, watch: Watch) -> None:
-        sender = self._sender = request.get_response_sender()
+        sender = self._sender = (
+            request.get_response_sender()
+        )  # what is watched holds it, not self: that were a cycle
         self._outputs = frozenset(request.requested_output_names())
         self._outbox = outbox
-        self._watched = watch.add(
-            lambda: bool(sender.is_cancelled())
-        )  # not self: no cycle holds the request's memory
+        self._watched = watch.add(lambda: bool(sender.is_cancelled()))
         self._request_id = str(request.request_id())
         self._arrived = time.monotonic()
 

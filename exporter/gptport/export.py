@@ -19,7 +19,7 @@ from .allocator import return_large_blocks, use_huge_pages
 from .dialects import onnxruntime as dialect
 from .errors import RepositoryError, UnsupportedModel, UsageError
 from .lora import stretches
-from .manifest import FILE_NAME, CacheTensor, File, KVCache, Manifest, Projection, Tensor, Tokens
+from .manifest import FILE_NAME, File, KVCache, Manifest, Projection, Tensor, Tokens, cache_tensors
 from .packed import block_size
 from .passes.add_adapters import DOWN, ROWS, UP, adapted
 from .reference import evaluation_text, reference
@@ -240,10 +240,7 @@ def described(
         raise UnsupportedModel(
             f"{spec.model_type} has {spec.layers} layers, but {len(pasts) // 2} with a cache"
         )
-    tensors = tuple(
-        CacheTensor(i // 2, ("key", "value")[i % 2], past.name, present.name)
-        for i, (past, present) in enumerate(zip(pasts, presents, strict=True))
-    )
+    tensors = cache_tensors(pasts, presents)
     return Manifest(
         name=name,
         precision=precision.name,

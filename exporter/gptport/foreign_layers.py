@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from .layer_graph import LayerGraph, LayerNode
+from .layer_graph import LayerGraph, layer_of_nodes
 from .weight_parts import PARTS, TABLES, PartSize
 
 if TYPE_CHECKING:
@@ -112,14 +112,14 @@ def _layer_graph(graph: ir.Graph, index: int, inside: list[ir.Node]) -> LayerGra
     nodes = [node for node in nodes if node.op_type not in _SIZES and any(v in data for v in node.outputs)]
     if not nodes:
         return None
-    places = {value: i for i, node in enumerate(nodes) for value in node.outputs}
+    made = {value for node in nodes for value in node.outputs}
     chosen = set(nodes)
 
     def takes(node: ir.Node) -> Iterator[str]:
         for value in node.inputs:
             if value is not None and str(value.name).startswith("past_key_values."):
                 yield "KV cache"
-            elif value in data and value not in places:
+            elif value in data and value not in made:
                 yield "hidden state"
 
     def gives(node: ir.Node) -> Iterator[str]:
@@ -127,20 +127,7 @@ def _layer_graph(graph: ir.Graph, index: int, inside: list[ir.Node]) -> LayerGra
             if any(user not in chosen and user.op_type not in _SIZES for user, _ in value.uses()):
                 yield "hidden state"
 
-    return LayerGraph(
-        index,
-        tuple(
-            LayerNode(
-                node.op_type,
-                node.domain,
-                _detail(node),
-                tuple(dict.fromkeys(places[v] for v in node.inputs if v is not None and v in places)),
-                tuple(dict.fromkeys(takes(node))),
-                tuple(dict.fromkeys(gives(node))),
-            )
-            for node in nodes
-        ),
-    )
+    return layer_of_nodes(index, nodes, _detail, takes, gives)
 
 
 def _computed(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -10,7 +10,7 @@ import onnxruntime
 from .dialects import onnxruntime as dialect
 from .errors import UnsupportedModel, VerificationError, first_line
 from .export import tensor
-from .manifest import CacheTensor, KVCache, Manifest, Tokens
+from .manifest import KVCache, Manifest, Tokens, cache_tensors
 from .reference import Reference
 from .verify import Compared, Parity, judged
 
@@ -42,10 +42,7 @@ def described(source: OnnxDirectory, name: str, precision: Precision, max_length
     pasts = [tensor(pair.past) for pair in graph.cache]
     presents = [tensor(pair.present) for pair in graph.cache]
     others = [tensor(value) for value in graph.inputs.values()]
-    tensors = tuple(
-        CacheTensor(i // 2, ("key", "value")[i % 2], past.name, present.name)
-        for i, (past, present) in enumerate(zip(pasts, presents, strict=True))
-    )
+    tensors = cache_tensors(pasts, presents)
     return Manifest(
         name=name,
         precision=precision.name,

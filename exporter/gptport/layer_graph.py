@@ -10,6 +10,8 @@ from . import residuals, weights
 from .trace import layer_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     import onnx_ir as ir
 
 
@@ -50,13 +52,13 @@ class LayerGraph:
 def layer_graph(graph: ir.Graph, layers_path: str, index: int) -> LayerGraph:
     """The layer of that number. A norm that is fused with the addition of the layer before belongs to that one."""
     nodes = [node for node in graph if layer_of(node, layers_path) == index]
-    places = {value: i for i, node in enumerate(nodes) for value in node.outputs}
+    made = {value for node in nodes for value in node.outputs}
 
     def kinds(values: list[ir.Value]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(kind for value in values if (kind := _kind(value))))
 
     def takes(node: ir.Node) -> tuple[str, ...]:
-        foreign = [value for value in node.inputs if value is not None and value not in places]
+        foreign = [value for value in node.inputs if value is not None and value not in made]
         return kinds(foreign)
 
     def gives(node: ir.Node) -> tuple[str, ...]:
@@ -64,16 +66,28 @@ def layer_graph(graph: ir.Graph, layers_path: str, index: int) -> LayerGraph:
         return kinds(left)
 
     inside = set(nodes)
+    return layer_of_nodes(index, nodes, _detail, takes, gives)
+
+
+def layer_of_nodes(
+    index: int,
+    nodes: Sequence[ir.Node],
+    detail: Callable[[ir.Node], str],
+    takes: Callable[[ir.Node], Iterable[str]],
+    gives: Callable[[ir.Node], Iterable[str]],
+) -> LayerGraph:
+    """The layer of that number, of these nodes, of which the functions tell what `LayerNode` says."""
+    places = {value: i for i, node in enumerate(nodes) for value in node.outputs}
     return LayerGraph(
         index,
         tuple(
             LayerNode(
                 node.op_type,
                 node.domain,
-                _detail(node),
+                detail(node),
                 tuple(dict.fromkeys(places[v] for v in node.inputs if v is not None and v in places)),
-                takes(node),
-                gives(node),
+                tuple(dict.fromkeys(takes(node))),
+                tuple(dict.fromkeys(gives(node))),
             )
             for node in nodes
         ),

@@ -11,6 +11,7 @@ from . import versions
 from .errors import RepositoryError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 SCHEMA_VERSION = 1
@@ -34,6 +35,14 @@ class CacheTensor:
     kind: str
     past: str
     present: str
+
+
+def cache_tensors(pasts: Sequence[Tensor], presents: Sequence[Tensor]) -> tuple[CacheTensor, ...]:
+    """Those of each layer in turn, first its keys, then its values."""
+    return tuple(
+        CacheTensor(i // 2, ("key", "value")[i % 2], past.name, present.name)
+        for i, (past, present) in enumerate(zip(pasts, presents, strict=True))
+    )
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import time
 
 import pytest
 
 from gptport_client import AsyncClient, Client, InvalidRequest, ModelNotFound, SequenceLost
 from gptport_client._cuda_region import CudaRegistration
 from gptport_client._http import HttpTransport
+from toy_checks import eventually, expected
 from toy_cuda import ToyCuda
-from toy_triton import next_logits
 
 PROMPT = "The quick brown 世界"
 BLOCK = 2 << 20
@@ -43,18 +42,6 @@ def client(request, toy):
         request.getfixturevalue("cuda")  # it ends after the client
     with Client(toy.url, model="toy") as client:
         yield client
-
-
-def expected(toy, *ids):
-    return next_logits(list(ids), toy.vocab_size).tolist()
-
-
-def eventually(holds):
-    """Whether it holds before ten seconds have passed."""
-    end = time.monotonic() + 10
-    while not (found := holds()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
 
 
 def test_append_gives_the_logits_behind_all_tokens(client, cuda, toy):

@@ -9,6 +9,7 @@ import pytest
 
 import gptport_client
 from gptport_client import AsyncClient, Client, InvalidRequest, ProtocolError, _request_cache
+from toy_checks import expected
 from toy_triton import MAX_LENGTH, next_logits
 
 PROMPT = "The quick brown 世界"
@@ -24,10 +25,6 @@ def grows(toy):
 def session(client):
     with client.session(transport="request") as session:
         yield session
-
-
-def expected(toy, *ids):
-    return next_logits(list(ids), toy.vocab_size).tolist()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 import gptport_client
 from gptport_client import AsyncClient, InvalidRequest, SequenceLost
+from toy_checks import expected
 from toy_triton import MAX_LENGTH, next_logits
 
 PROMPT = "The quick brown 世界"
@@ -19,10 +20,6 @@ PROMPT = "The quick brown 世界"
 def session(client):
     with client.session() as session:
         yield session
-
-
-def expected(toy, *ids):
-    return next_logits(list(ids), toy.vocab_size).tolist()
 
 
 def test_append_gives_the_logits_behind_all_tokens(session, toy):

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,8 @@ import gptport_client
 from gptport_client import AsyncClient, Client, InvalidRequest, ModelNotFound, SequenceLost
 from gptport_client._region import new_name
 from gptport_client._releases import Releases
-from toy_triton import MAX_LENGTH, next_logits
+from toy_checks import eventually, expected
+from toy_triton import MAX_LENGTH
 
 PROMPT = "The quick brown 世界"
 
@@ -33,18 +33,6 @@ def kv(toy):
 def session(client):
     with client.session(transport="shared_memory") as session:
         yield session
-
-
-def expected(toy, *ids):
-    return next_logits(list(ids), toy.vocab_size).tolist()
-
-
-def eventually(holds):
-    """Whether it holds before ten seconds have passed."""
-    end = time.monotonic() + 10
-    while not (found := holds()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return found
 
 
 def in_the_file_system():
