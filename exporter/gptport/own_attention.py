@@ -165,9 +165,8 @@ def _followed(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Mark | 
         return Mark("scores", by_kind["key"].original, query=args[0])
     if name in _PRODUCTS and {"weights", "value"} <= by_kind.keys():
         return _attended(by_kind["weights"], by_kind["value"], args[1])
-    if name == "baddbmm" and {"alibi", "key"} <= by_kind.keys():
-        found = Mark("scores", by_kind["key"].original, kwargs["batch1"], float(kwargs["alpha"]))
-        return _with_bias(found, by_kind["alibi"], float(kwargs["beta"]))
+    if name == "baddbmm" and "key" in by_kind:
+        return _biased_product(args, kwargs, by_kind)
     if name in (_FACTORS | _QUOTIENTS) and (scores or "alibi" in by_kind):
         return _scaled(scores or by_kind["alibi"], given, divide=name in _QUOTIENTS)
     if scores and name in _SUMS and "alibi" in by_kind:
@@ -181,6 +180,17 @@ def _followed(name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Mark | 
     raise UnsupportedModel(
         f"the attention of the model computes {name} on its {' and '.join(by_kind)}, which gptport cannot lower yet"
     )
+
+
+def _biased_product(args: Sequence[Any], kwargs: dict[str, Any], by_kind: dict[str, Mark]) -> Mark:
+    """Of beta · bias + alpha · q·kᵀ, whose bias is ALiBi or zeros that only make room for the product."""
+    given = {**dict(zip(("input", "batch1", "batch2"), args, strict=False)), **kwargs}
+    found = Mark("scores", by_kind["key"].original, given["batch1"], float(given.get("alpha", 1)))
+    if "alibi" in by_kind:
+        return _with_bias(found, by_kind["alibi"], float(given.get("beta", 1)))
+    if not recording.is_zeros(given["input"]):
+        raise UnsupportedModel("the attention of the model adds a bias of its own to its scores")
+    return found
 
 
 def _scaled(mark: Mark, given: Sequence[Any], *, divide: bool) -> Mark:

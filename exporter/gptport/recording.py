@@ -198,6 +198,16 @@ def scope() -> str:
     return _active[-1]._scopes[-1]
 
 
+def is_zeros(tensor: torch.Tensor) -> bool:
+    """Whether a tensor was made by `torch.zeros`, which detaches what it makes."""
+    recording = _active[-1].recording
+    made = {ref.number: call for call in recording.calls for ref in call.results}
+    call = made.get(recording.numbers.get(id(tensor), -1))
+    while call is not None and call.operator == "aten::detach":
+        call = made.get(call.arguments[0].number)
+    return call is not None and call.operator == "aten::zeros"
+
+
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
     """Compute for real, and note nothing, for the duration."""

@@ -345,14 +345,6 @@ def test_a_layer_with_a_state_of_its_own_is_refused_by_name(name, where):
         trace(made, ModelSpec.from_config(made, None), 4, torch.float32)
 
 
-def test_attention_without_a_cache_is_refused_by_name():
-    made = config("openai-gpt")
-    with pytest.raises(
-        UnsupportedModel, match=r"^transformer\.h\.0\.attn gives its keys and values to no cache"
-    ):
-        trace(made, ModelSpec.from_config(made, None), 2, torch.float32)
-
-
 def test_a_linear_layer_that_does_more_is_no_linear_layer():
     router = PhimoeTopKRouter(config("phimoe"))
     model = nn.ModuleDict({"router": router, "linear": nn.Linear(8, 8), "falcon": FalconLinear(8, 16)})

@@ -114,6 +114,12 @@ def _turned(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Transpose", t.value(call.arguments[0]), perm=[1, 0])
 
 
+def _zeros(t: Translator, call: Call) -> list[ir.Value]:
+    lengths = [t.length(call, dim) for dim in call.arguments[0]]
+    shape = t.op(call, "Concat", *lengths, axis=0)[0]
+    return t.op(call, "Expand", constant(t.graph, [0], t.dtype(call)), shape)
+
+
 def _zeros_like(t: Translator, call: Call) -> list[ir.Value]:
     shape = t.op(call, "Shape", t.value(call.arguments[0]))[0]
     return t.op(call, "Expand", constant(t.graph, [0], t.dtype(call)), shape)
@@ -135,5 +141,6 @@ TRANSLATIONS: dict[str, Translate] = {
     "aten::transpose.int": _transpose,
     "aten::unsqueeze": _unsqueeze,
     "aten::view": _reshape,
+    "aten::zeros": _zeros,
     "aten::zeros_like": _zeros_like,
 }
