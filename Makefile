@@ -60,7 +60,7 @@ architectures: $(STAMP) ## export a small model of each architecture that transf
 bench-export: $(STAMP) ## measure decoding and exporting against peers; about an hour, BENCH=--quick for less
 	@$(BENCHMARK) all $(BENCH)
 
-bench-serve: $(STAMP) ## measure serving, through Triton, against vLLM; about 20 minutes, BENCH=--quick for less
+bench-serve: $(STAMP) ## measure serving, through Triton, against vLLM; about 25 minutes, BENCH=--quick for less
 	@$(BENCHMARK) serve $(BENCH)
 
 bench-transports: $(STAMP) ## measure what a token costs in each loop and over each transport; about 10 minutes, BENCH=--quick for less

@@ -21,7 +21,7 @@ AnyRace = TypeVar("AnyRace", decode.Race, export.Race, serve.Race, transports.Ra
 def main() -> int:
     """Run what was asked for; the exit code."""
     options = _parser().parse_args()
-    options.turns = options.turns or (2 if options.quick else 5)
+    options.turns = options.turns or (2 if options.quick else 3 if options.benchmark == "serve" else 5)
     failed = 0
     for run in _COMMANDS[options.benchmark](options):
         try:
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peer", action="append", metavar="NAME", help="only this peer; may be repeated")
     parser.add_argument(
-        "--turns", type=int, metavar="N", help="of each contestant (default: 5; 2 with --quick)"
+        "--turns", type=int, metavar="N", help="of each contestant (default: 5; 3 of serve; 2 with --quick)"
     )
     parser.add_argument(
         "--threads", type=int, default=2, metavar="N", help="that compute (default: %(default)s)"

@@ -26,7 +26,7 @@ def run(race: Race, peers: list[str], threads: int) -> Result:
     ours = contestants[0].values[0]
     return Result(
         name=race.name.replace("decode", "nodes", 1),
-        title=f"Nodes of the graph of {race.checkpoint} {race.precision}",
+        title=f"Nodes of the graph of {race.checkpoint} {race.variant}",
         unit="nodes a layer",
         more_is_better=False,
         contestants=tuple(contestants),

@@ -153,7 +153,9 @@ def export(
             parity = verify.verify(folder, manifest, expected, precision, built.hidden_states)
         with steps.step("Publishing"):
             manifest = measured(manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity)
-            facts = report_page.Facts(manifest, checkpoint.spec, built.lowering, parity, precision, command)
+            facts = report_page.Facts(
+                manifest, checkpoint.spec, built.lowering, parity, precision, command, built.unread
+            )
             manifest = finished(manifest, folder, report_page.page(facts))
             folders = published(repository, folder, manifest, keep, serving)
     return Exported(folders, manifest, parity, built.lowering, built.unread)

@@ -35,7 +35,7 @@ def page(result):
 def facts(result, **changes):
     spec = changes.pop("spec")
     found = report_page.Facts(
-        result.manifest, spec, result.lowering, result.parity, by_name("fp32"), "gptport export x"
+        result.manifest, spec, result.lowering, result.parity, by_name("fp32"), "gptport export x", ""
     )
     return replace(found, **changes)
 

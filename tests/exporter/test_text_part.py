@@ -55,6 +55,7 @@ def test_its_text_is_exported_and_what_else_it_has_is_said(multimodal, exported,
     )
     assert result.parity.greedy_agreement == 1
     assert "of other parts (multi_modal_projector" in result.unread
+    assert f"not read: {result.unread}" in result.report.read_text()
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llava"])

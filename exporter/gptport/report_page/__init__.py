@@ -41,6 +41,7 @@ class Facts:
         parity: how close it is to the checkpoint.
         precision: what that had to be.
         command: what made it, as it was typed.
+        unread: what the checkpoint has beside the model's parameters, in words.
     """
 
     manifest: Manifest
@@ -49,6 +50,7 @@ class Facts:
     parity: Parity
     precision: Precision
     command: str
+    unread: str
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _said(facts: Facts) -> dict[str, Any]:
     return {
         **_said_of_parity(facts),
         "lowering": lowering,
+        "unread": facts.unread,
         "by_layer": charts.by_layer(
             [each.median for each in parity.layers], [each.largest for each in parity.layers]
         )
