@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import packed
 from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
@@ -29,12 +31,8 @@ if TYPE_CHECKING:
     from .precision import Quantization
     from .quantize import Blocks
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+_GENERATION_FILE = "generation_config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _GENERATION_FILE)
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,7 @@ class Checkpoint(Location):
     def spec(self) -> ModelSpec:
         """What the exporter needs to know of the model."""
         try:
-            generation = GenerationConfig.from_pretrained(self.directory)
-        except OSError:
-            generation = None
-        try:
-            return ModelSpec.from_config(self.config, generation)
+            return ModelSpec.from_config(self.config, self._generation)
         except GptportError:
             raise
         except (
@@ -81,6 +75,18 @@ class Checkpoint(Location):
             raise UnsupportedModel(
                 f"the configuration of {self.config.model_type!r} is not that of a GPT: {first_line(error)}"
             ) from error
+
+    @property
+    def _generation(self) -> dict[str, Any]:
+        """What generation_config.json has."""
+        path = self.directory / _GENERATION_FILE
+        try:
+            found = json.loads(path.read_bytes()) if path.is_file() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path} is no JSON object; fetch it again, or remove it")
+        return found
 
     @cached_property
     def packing(self) -> Packing | None:
@@ -267,12 +273,7 @@ class Checkpoint(Location):
         if self.format == "pickle":
             merged: dict[str, torch.Tensor] = {}
             for path in self.files:
-                try:
-                    merged.update(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
-                except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
-                    raise CheckpointError(
-                        f"{path} cannot be read as a pickle of tensors alone: {first_line(error)}"
-                    ) from error
+                merged.update(_unpickled(path))
             return merged
         architecture: Any = AutoModelForCausalLM
         try:
@@ -287,6 +288,19 @@ class Checkpoint(Location):
                 f"{self.files[0]} has no tensor for {missing[0]!r}, which its architecture needs; is the file complete?"
             )
         return dict(model.state_dict())
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickle, which is mapped unless torch before 1.6 wrote it."""
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a pickle of tensors alone: {first_line(error)}"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(each, torch.Tensor) for each in tensors.values()):
+        raise CheckpointError(f"{path} is not a dictionary of tensors by name; save the model's state_dict()")
+    return tensors
 
 
 def open_checkpoint(

@@ -86,7 +86,7 @@ def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, .
     ):
         files = tuple(sorted(directory.glob(pattern)))
         if format_ == "safetensors" and files:
-            return format_, _indexed(directory, files)
+            return format_, _indexed(directory, files, "model.safetensors")
         if format_ == "gguf" and len(files) > 1:
             raise CheckpointError(
                 f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own"
@@ -96,17 +96,20 @@ def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, .
                 f"{directory} has its weights only as a pickle ({files[0].name}), which can run any code when it is read; "
                 "convert it to safetensors, or pass --allow-pickle if you trust its author"
             )
+        if files and format_ == "pickle":
+            return format_, _indexed(directory, files, "pytorch_model.bin")
         if files:
             return format_, files
     raise CheckpointError(f"{directory} is not a checkpoint: it has no *.safetensors and no *.gguf file")
 
 
-def _indexed(directory: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The shards that the index names; every file where there is no index."""
-    index = directory / "model.safetensors.index.json"
+def _indexed(directory: Path, files: tuple[Path, ...], single: str) -> tuple[Path, ...]:
+    """The file `single`, which transformers takes too if it is there; else the shards that its index names, or all files."""
+    index = directory / f"{single}.index.json"
+    if directory / single in files:
+        return (directory / single,)
     if not index.is_file():
-        single = directory / "model.safetensors"
-        return (single,) if single in files else files
+        return files
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -129,13 +129,17 @@ def _named(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def in_torch(checkpoint: Checkpoint, *, whole: bool = False) -> PreTrainedModel:
-    """The model in torch, float32; a large one, or one in integers, reads the weights of a module each time it runs.
+    """The model in torch, float32. One that is large, or in integers, or in files that transformers does not look for, reads the
+    weights of a module each time it runs.
 
     Of a checkpoint for more than text it is the decoder of text alone, or `whole`, all that the checkpoint has.
     """
     large = checkpoint.format == "safetensors" and 4 * checkpoint.parameters > _WHOLE
+    named_otherwise = checkpoint.format == "safetensors" and not any(
+        (checkpoint.directory / f"model.safetensors{index}").is_file() for index in ("", ".index.json")
+    )
     alone = checkpoint.naming.is_part and not whole
-    if large or checkpoint.packing or alone:
+    if large or named_otherwise or checkpoint.packing or alone:
         model = _streamed(checkpoint, checkpoint.config if alone else checkpoint.whole_config)
     else:
         model = _loaded(checkpoint)
@@ -162,7 +166,7 @@ def _loaded(checkpoint: Checkpoint) -> PreTrainedModel:
         model = architecture.from_pretrained(
             checkpoint.directory, use_safetensors=checkpoint.format == "safetensors", **settings
         )
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # it raises whatever it comes across
         raise CheckpointError(
             f"transformers cannot load {checkpoint.directory}: {first_line(error)}"
         ) from error

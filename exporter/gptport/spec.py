@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
-    from transformers import GenerationConfig, PretrainedConfig
+    from transformers import PretrainedConfig
 
 
 _BLOOM_LENGTH = 2048
@@ -30,7 +30,7 @@ class ModelSpec:
         vocab_size: rows of the embedding, which is the width of the logits.
         context_length: positions the checkpoint was made for, in tokens.
         bos_token_id: the id that begins a text, if there is one.
-        eos_token_ids: every id that ends a text.
+        eos_token_ids: every id that ends a text, of those that the model can give.
         pad_token_id: the id for padding, if there is one.
     """
 
@@ -46,8 +46,8 @@ class ModelSpec:
     pad_token_id: int | None
 
     @classmethod
-    def from_config(cls, config: PretrainedConfig, generation: GenerationConfig | None) -> ModelSpec:
-        """Read a configuration.
+    def from_config(cls, config: PretrainedConfig, generation: Mapping[str, Any]) -> ModelSpec:
+        """Read a configuration, and what generation_config.json has, if there is one.
 
         Raises:
             UnsupportedModel: the configuration is not that of a decoder-only transformer.
@@ -56,7 +56,7 @@ class ModelSpec:
             raise UnsupportedModel(f"{config.model_type} has an encoder; gptport exports decoder-only models")
         heads = _number(config, "num_attention_heads")
         hidden = _number(config, "hidden_size")
-        eos = getattr(generation, "eos_token_id", None)
+        eos = generation.get("eos_token_id")
         eos = getattr(config, "eos_token_id", None) if eos is None else eos
         return cls(
             model_type=config.model_type,
@@ -67,7 +67,7 @@ class ModelSpec:
             vocab_size=_number(config, "vocab_size"),
             context_length=_context_length(config),
             bos_token_id=getattr(config, "bos_token_id", None),
-            eos_token_ids=_ids(eos),
+            eos_token_ids=_ids(eos, config.vocab_size),
             pad_token_id=getattr(config, "pad_token_id", None),
         )
 
@@ -89,7 +89,7 @@ class ModelSpec:
                 vocab_size=int(model["vocab_size"]),
                 context_length=int(model["context_length"]),
                 bos_token_id=model.get("bos_token_id"),
-                eos_token_ids=_ids(model.get("eos_token_id")),
+                eos_token_ids=_ids(model.get("eos_token_id"), int(model["vocab_size"])),
                 pad_token_id=model.get("pad_token_id"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -98,8 +98,14 @@ class ModelSpec:
             ) from error
 
 
-def _ids(eos: int | Sequence[int] | None) -> tuple[int, ...]:
-    return () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+def _ids(eos: Any, vocab_size: int) -> tuple[int, ...]:
+    """Those that there are logits for: tokenizers may have more tokens, and -1 stands for none."""
+    listed = list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+    if any(type(each) is not int for each in listed):
+        raise UnsupportedModel(
+            f"the model has eos_token_id = {eos!r}; expected the id of the token that ends a text, or a list of such ids"
+        )
+    return tuple(each for each in listed if 0 <= each < vocab_size)
 
 
 def _head_dim(config: PretrainedConfig) -> int | None:

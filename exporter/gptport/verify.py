@@ -134,6 +134,10 @@ def verify(
         VerificationError: a logit differs by more than the precision allows, or is not a number; or the perplexity of the text
             rises by more than it allows.
     """
+    if not np.isfinite(expected.logits).all():
+        raise VerificationError(
+            "in torch, the checkpoint itself gives logits that are not numbers; there may be some among its weights"
+        )
     runs = _Runs(manifest, expected, optional)
     count = parts.run(folder, manifest, runs.calls, hidden_states)
     compared = list(runs.compared())

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import T5Config, T5ForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from gptport import cli
 from gptport.checkpoint import open_checkpoint
@@ -100,12 +100,81 @@ def test_weights_of_another_shape(refused, gpt2, copy, change_config):
     assert "shape" in line
 
 
+def test_heads_of_a_width_that_the_kernel_does_not_take(refused, save):
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 20, "intermediate_size": 96}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=2, vocab_size=384))
+    folder = save(model, "llama_of_odd_heads")
+    assert "the model has heads of 20 features" in refused(folder)
+
+
 def test_a_model_with_an_encoder(refused, gpt2, checkpoints):
     config = T5Config(vocab_size=384, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     folder = checkpoints / "t5"
     T5ForConditionalGeneration(config).save_pretrained(folder)
     shutil.copy(gpt2 / "tokenizer.json", folder)
     assert "t5 has an encoder; gptport exports decoder-only models" in refused(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_a_damaged_generation_configuration(refused, gpt2, copy, content):
+    folder = copy(gpt2)
+    (folder / "generation_config.json").write_text(content)
+    assert "generation_config.json is no JSON object" in refused(folder)
+
+
+@pytest.mark.parametrize("value", ["</s>", [1, None], [[1]], 1.5, True])
+def test_an_end_of_text_that_is_no_id(refused, gpt2, copy, value):
+    folder = copy(gpt2)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    assert f"the model has eos_token_id = {value!r}; expected the id of the token" in refused(folder)
+
+
+def test_ends_of_text_that_there_are_no_logits_for_are_left_out(gpt2, copy):
+    folder = copy(gpt2)
+    content = {"eos_token_id": [5, 384, -1, 3], "early_stopping": "what transformers refuses"}
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    assert open_checkpoint(str(folder)).spec.eos_token_ids == (5, 3)
+
+
+def test_weights_that_are_not_numbers(refused, gpt2, copy):
+    folder = copy(gpt2)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.1.mlp.c_fc.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "the checkpoint itself gives logits that are not numbers" in refused(folder)
+
+
+def test_a_missing_shard_of_a_pickle(refused, gpt2, copy):
+    folder = pickled(copy(gpt2))
+    shard = "pytorch_model-00002-of-00002.bin"
+    (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+    assert f"lacks 1 of 1 shards, the first is {shard}" in refused(folder, "--allow-pickle")
+
+
+@pytest.mark.parametrize("content", [[1], {"state_dict": {}}, {"epoch": 3}])
+def test_a_pickle_of_something_else(refused, gpt2, copy, content):
+    folder = copy(gpt2)
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    assert "is not a dictionary of tensors by name" in refused(folder, "--allow-pickle")
+
+
+def test_a_pickle_of_an_old_torch(gpt2, copy):
+    folder = copy(gpt2)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    name = "transformer.wte.weight"
+    found = open_checkpoint(str(folder), allow_pickle=True).tensor(name)
+    assert torch.equal(found, tensors[name])
+
+
+def test_a_safetensors_file_of_another_name(gpt2, copy, tmp_path):
+    folder = copy(gpt2)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    arguments = ["export", str(folder), "--name", "any", "--repository", str(tmp_path / "repository")]
+    assert cli.main(arguments) == 0
 
 
 def test_a_missing_shard(refused, llama_sharded, copy):

@@ -310,7 +310,7 @@ def test_rotary_angles_that_change_with_the_length_are_taken_up_to_where_they_do
 )
 def test_an_architecture_that_is_not_understood_is_refused_with_the_reason(config, message):
     config = tiny(config)
-    spec = ModelSpec.from_config(config, None)
+    spec = ModelSpec.from_config(config, {})
     with pytest.raises(UnsupportedModel, match=message):
         trace(config, spec, 2, torch.float32)
 
@@ -342,7 +342,7 @@ def test_the_reference_functions_are_torchs():
 def test_a_layer_with_a_state_of_its_own_is_refused_by_name(name, where):
     made = config(name)
     with pytest.raises(UnsupportedModel, match=f"^{where} keeps a state of its own in the cache"):
-        trace(made, ModelSpec.from_config(made, None), 4, torch.float32)
+        trace(made, ModelSpec.from_config(made, {}), 4, torch.float32)
 
 
 def test_a_linear_layer_that_does_more_is_no_linear_layer():

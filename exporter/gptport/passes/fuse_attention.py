@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import UnsupportedModel
 from ..operators import DOMAIN
 from . import constant, insert_before, is_op, producer, replace_value
 from .rotate_apart import pairs, rotary_caches
@@ -25,12 +26,18 @@ if TYPE_CHECKING:
 
 _PAIRS = 8
 """The operator rotates a multiple of so many pairs of axes."""
+_WIDTH = 8
+"""The operator takes heads whose width is a multiple of this."""
 _HEADS = (0, 2, 1, 3)
 """The permutation [B,S,H,D] ↔ [B,H,S,D]."""
 
 
 def fuse_attention(graph: ir.Graph, context: Context) -> int:
-    """Lower every Attention."""
+    """Lower every Attention.
+
+    Raises:
+        UnsupportedModel: its heads are of a width that the operator does not take.
+    """
     nodes = [node for node in graph if is_op(node, "Attention", DOMAIN)]
     if nodes:
         total = total_sequence_length(graph)
@@ -55,6 +62,10 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
     assert key is not None
     assert value is not None
     heads, kv_heads, head_dim = (int(n) for n in (query.shape[1], key.shape[1], query.shape[3]))  # type: ignore[index, arg-type]
+    if head_dim % _WIDTH:
+        raise UnsupportedModel(
+            f"the model has heads of {head_dim} features; onnxruntime's attention takes multiples of {_WIDTH}"
+        )
     caches: tuple[ir.Value | None, ir.Value | None] = (None, None)
     rotary = _rotation(query, key)
     if rotary is not None:
