@@ -15,7 +15,7 @@ from small_models import config
 
 def test_attention_without_a_cache_gets_one():
     made = config("openai-gpt")
-    graph = trace(made, ModelSpec.from_config(made, None), 2, torch.float32).model.graph
+    graph = trace(made, ModelSpec.from_config(made, {}), 2, torch.float32).model.graph
     attention = [node for node in graph if node.op_type == "Attention"]
     assert [node.inputs[3].name for node in attention] == ["past_key_values.0.key", "past_key_values.1.key"]
     assert [node.attributes.get_float("scale") for node in attention] == pytest.approx([32**-0.5] * 2)
@@ -31,7 +31,7 @@ def test_attention_without_a_cache_that_sees_what_comes_after_is_refused(monkeyp
     with pytest.raises(
         UnsupportedModel, match=r"^Attention\._attn is no causal attention that gptport knows"
     ):
-        trace(made, ModelSpec.from_config(made, None), 2, torch.float32)
+        trace(made, ModelSpec.from_config(made, {}), 2, torch.float32)
 
 
 def test_attention_without_a_cache_needs_a_layer_in_its_path():
@@ -46,4 +46,4 @@ def test_scores_with_a_bias_of_the_model_are_refused(monkeypatch):
     monkeypatch.setattr(recording, "is_zeros", lambda _: False)
     made = config("gpt_neox_japanese")
     with pytest.raises(UnsupportedModel, match="adds a bias of its own to its scores"):
-        trace(made, ModelSpec.from_config(made, None), 2, torch.float32)
+        trace(made, ModelSpec.from_config(made, {}), 2, torch.float32)
