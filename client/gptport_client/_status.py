@@ -45,11 +45,14 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
         ),
         (r"unknown model", ModelNotFound),
         (r"protocol is restricted", InvalidRequest),
-        (r"stream removed", ConnectionError),  # a proxy's way to end a stream whose server is gone
         (r"timeout expired|deadline exceeded", DeadlineExceeded),
         (r"message larger than max|doesn't support models with decoupled", ProtocolError),
     )
 )
+
+# How gRPC tells of a stream that the other side reset, or ended without a status. Proxies do so when the server behind them is
+# gone; the code of the reset, which decides the status, says nothing: HAProxy's is CANCEL, where nobody has cancelled.
+_CUT_OFF = re.compile(r"stream removed|received RST_STREAM", re.IGNORECASE)
 
 # Only where there is no status: the backend's messages begin with the field, Triton's own speak of inference
 # inputs.
@@ -115,7 +118,9 @@ _MEANING: dict[type[GptportError], str] = {
 
 def error_from_status(status: str, text: str, origin: Origin) -> GptportError:
     """The error for a gRPC status (its name, such as `UNAVAILABLE`) and its details."""
-    if status in {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"}:
+    if _CUT_OFF.search(text):
+        kind: type[GptportError] = ConnectionError
+    elif status in {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"}:
         kind = _kind_of_text(text) or _STATUSES.get(status, ServerError)
     else:
         kind = _STATUSES.get(status, ServerError)

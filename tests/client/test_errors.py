@@ -30,6 +30,7 @@ ORIGIN = Origin("host:1", "toy", "7f")
         ("UNAVAILABLE", "Server is shutting down", "ServerNotReady"),
         ("INVALID_ARGUMENT", "max_tokens is 0", "InvalidRequest"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", "DeadlineExceeded"),
+        ("CANCELLED", "Received RST_STREAM with error code 8", "ConnectionError"),
         ("CANCELLED", "Locally cancelled by application!", "Cancelled"),
         ("RESOURCE_EXHAUSTED", "Received message larger than max (5 vs. 4)", "ProtocolError"),
         ("UNIMPLEMENTED", "", "ProtocolError"),
