@@ -45,14 +45,15 @@ _TEXTS: Sequence[tuple[re.Pattern[str], type[GptportError]]] = tuple(
         ),
         (r"unknown model", ModelNotFound),
         (r"protocol is restricted", InvalidRequest),
+        (r"stream removed", ConnectionError),  # a proxy's way to end a stream whose server is gone
         (r"timeout expired|deadline exceeded", DeadlineExceeded),
         (r"message larger than max|doesn't support models with decoupled", ProtocolError),
     )
 )
 
-# How gRPC tells of a stream that the other side reset, or ended without a status. Proxies do so when the server behind them is
-# gone; the code of the reset, which decides the status, says nothing: HAProxy's is CANCEL, where nobody has cancelled.
-_CUT_OFF = re.compile(r"stream removed|received RST_STREAM", re.IGNORECASE)
+# gRPC's words for a stream that the other side reset. Proxies do so when the server behind them is gone; the code of the reset,
+# which decides the status, says nothing: HAProxy's is CANCEL, where nobody has cancelled.
+_RESET = re.compile(r"received RST_STREAM", re.IGNORECASE)
 
 # Only where there is no status: the backend's messages begin with the field, Triton's own speak of inference
 # inputs.
@@ -118,7 +119,7 @@ _MEANING: dict[type[GptportError], str] = {
 
 def error_from_status(status: str, text: str, origin: Origin) -> GptportError:
     """The error for a gRPC status (its name, such as `UNAVAILABLE`) and its details."""
-    if _CUT_OFF.search(text):
+    if status != "DEADLINE_EXCEEDED" and _RESET.search(text):
         kind: type[GptportError] = ConnectionError
     elif status in {"UNAVAILABLE", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED", "UNKNOWN"}:
         kind = _kind_of_text(text) or _STATUSES.get(status, ServerError)
