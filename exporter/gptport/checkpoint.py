@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import packed
+from . import packed, positions
 from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
 from .locate import Location, locate
 from .naming import Naming, text_part
@@ -87,6 +87,13 @@ class Checkpoint(Location):
         if not isinstance(found, dict):
             raise CheckpointError(f"{path} is no JSON object; fetch it again, or remove it")
         return found
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model takes: fewer than its configuration says where it does not count them from 0."""
+        most = self.spec.context_length
+        found = None if self.naming.is_part else positions.available(self.naming.model)
+        return most if found is None else min(most, found)
 
     @cached_property
     def packing(self) -> Packing | None:

@@ -121,7 +121,7 @@ def export(
     name = repositories.checked_name(name)
     for suffix in ("", *repositories.STEP_SUFFIXES):
         served(repository / (name + suffix))  # a configuration that cannot be read is said before the work
-    length = chosen_length(checkpoint.name, checkpoint.spec.context_length, max_length)
+    length = chosen_length(checkpoint.name, checkpoint.context_length, max_length)
     serving = serving or triton_config.Serving()
     serving.check(precision.dtype_name)
     if adapters and precision.dtype_name == "bfloat16":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,13 @@ class ModelSpec:
         """
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModel(f"{config.model_type} has an encoder; gptport exports decoder-only models")
-        heads = _number(config, "num_attention_heads")
+        heads = _number(config, _of_decoder(config, "num_attention_heads"))
         hidden = _number(config, "hidden_size")
         eos = generation.get("eos_token_id")
         eos = getattr(config, "eos_token_id", None) if eos is None else eos
         return cls(
             model_type=config.model_type,
-            layers=_number(config, "num_hidden_layers"),
+            layers=_number(config, _of_decoder(config, "num_hidden_layers")),
             heads=heads,
             kv_heads=_kv_heads(config, heads),
             head_dim=_head_dim(config) or hidden // heads,
@@ -96,6 +97,21 @@ class ModelSpec:
             raise UnsupportedModel(
                 f"genai_config.json lacks or misstates {error}; expected that of a decoder-only model"
             ) from error
+
+
+_OF_DECODERS = {"num_hidden_layers": "decoder_layers", "num_attention_heads": "decoder_attention_heads"}
+
+
+def _of_decoder(config: PretrainedConfig, name: str) -> str:
+    """What a configuration calls that of its decoder: where it tells it from an encoder's, `name` is the encoder's."""
+    return _OF_DECODERS[name] if hasattr(config, _OF_DECODERS[name]) else name
+
+
+def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of a configuration for that many decoder layers."""
+    copied = copy.deepcopy(config)
+    setattr(copied, _of_decoder(config, "num_hidden_layers"), layers)
+    return copied
 
 
 def _ids(eos: Any, vocab_size: int) -> tuple[int, ...]:

@@ -22,7 +22,17 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
-from . import banded_attention, experts, latent_attention, norms, operators, own_attention, recording, rotary
+from . import (
+    banded_attention,
+    experts,
+    latent_attention,
+    norms,
+    operators,
+    own_attention,
+    positions,
+    recording,
+    rotary,
+)
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -238,6 +248,9 @@ def swapped(model: nn.Module, meta: nn.Module) -> Iterator[None]:
             expand = latent_attention.replacement(path, module, meta)
             if expand is not None:
                 stack.enter_context(patch.object(module, latent_attention.METHOD, expand))
+            counting = positions.replacements(path, module, lambda: current().position_ids)
+            for name, count in counting.items():
+                stack.enter_context(patch.object(module, name, count))
         stack.enter_context(own_attention.alibi_marked(model))
         source = sys.modules[type(model).__module__]
         for name in rotary.FUNCTIONS:

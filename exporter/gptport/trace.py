@@ -6,7 +6,6 @@ those of the model's parameters (`model.layers.0.mlp.up_proj.weight`).
 
 from __future__ import annotations
 
-import copy
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +16,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from . import operators, own_attention, recording, rotary, swap, weights
+from . import operators, own_attention, positions, recording, rotary, swap, weights
 from .aten import DTYPES, Translator, symbolic_shape, translate
 from .errors import GptportError, UnsupportedModel
+from .spec import with_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,9 +93,7 @@ def _named(spec: ModelSpec) -> Iterator[None]:
 
 def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> PreTrainedModel:
     """The model's modules, with `layers` layers and without any memory."""
-    config = copy.deepcopy(config)
-    config.num_hidden_layers = layers
-    config.pad_token_id = None  # models look for padding among the ids, and there are no ids
+    config = with_layers(config, layers)
     with own_attention.classes_known(config, swap.ATTENTION), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config,
@@ -104,6 +102,8 @@ def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> Pre
             # Where the configuration is the checkpoint's own code, the user has trusted that code already.
             trust_remote_code=type(config).__module__.startswith("transformers_modules"),
         )
+    # Models look for padding among the ids, and there are no ids. Some configurations allow no None.
+    vars(model.config)["pad_token_id"] = None
     model.eval()
     return model
 
@@ -112,12 +112,12 @@ def _record(
     model: PreTrainedModel, spec: ModelSpec, layers: int, run: int
 ) -> tuple[recording.Recording, _Tensors]:
     inputs = _inputs(spec, layers, model.dtype, run)
-    ids, positions, seqlens_k, *cache = inputs.values()
-    call = swap.Call(seqlens_k, positions, list(zip(cache[::2], cache[1::2], strict=True)))
+    ids, position_ids, seqlens_k, *cache = inputs.values()
+    call = swap.Call(seqlens_k, position_ids, list(zip(cache[::2], cache[1::2], strict=True)))
     recorder = recording.Recorder()
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(
-        lambda _, inputs: operators.last_position(inputs[0], positions, seqlens_k)
+        lambda _, inputs: operators.last_position(inputs[0], position_ids, seqlens_k)
     )
     with ExitStack() as stack:
         stack.callback(hook.remove)
@@ -127,13 +127,14 @@ def _record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(swap.calling(call))
         stack.enter_context(own_attention.ListsAsSlices())
+        stack.enter_context(positions.Counting(position_ids))
         recorded = stack.enter_context(recorder.recording_of(model))
         looked_up = rotary.looked_up_in(model)
         if looked_up:
             path, pairs = looked_up
-            call.table = operators.rotary_table(cache[0], positions, path, 2 * pairs)
+            call.table = operators.rotary_table(cache[0], position_ids, path, 2 * pairs)
         output = model(
-            input_ids=ids, position_ids=positions, past_key_values=swap.PassThroughCache(), use_cache=True
+            input_ids=ids, position_ids=position_ids, past_key_values=swap.PassThroughCache(), use_cache=True
         )
         logits = output.logits.to(torch.float32)
     without = [layer for layer in range(layers) if layer not in call.present]

@@ -90,6 +90,13 @@ def _concat(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Concat", *(t.operand(call, each) for each in tensors), axis=axis)
 
 
+def _stack(t: Translator, call: Call) -> list[ir.Value]:
+    tensors, axis = (*call.arguments, 0)[:2]
+    axis = axis if axis >= 0 else axis + len(t.shape(call.results[0]))
+    parts = [t.op(call, "Unsqueeze", t.operand(call, each), constant(t.graph, [axis]))[0] for each in tensors]
+    return t.op(call, "Concat", *parts, axis=axis)
+
+
 def _unsqueeze(t: Translator, call: Call) -> list[ir.Value]:
     x, axis = call.arguments
     return t.op(call, "Unsqueeze", t.value(x), constant(t.graph, [axis]))
@@ -137,6 +144,7 @@ TRANSLATIONS: dict[str, Translate] = {
     "aten::split_with_sizes": _split,
     "aten::squeeze": _reshape,
     "aten::squeeze.dim": _squeeze,
+    "aten::stack": _stack,
     "aten::t": _turned,
     "aten::transpose.int": _transpose,
     "aten::unsqueeze": _unsqueeze,
