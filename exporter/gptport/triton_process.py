@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -72,7 +73,7 @@ class Server:
             backends = triton_install.assemble(self._installation, self._folder)
             with contextlib.ExitStack() as stack:
                 sink = stack.enter_context(log.open("wb")) if log is not None else None
-                self._process = self._launch(self._command_line(repository.resolve(), backends), sink)
+                self._process = self._launch(self._command_line(self._plain(repository), backends), sink)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._regions.remove()
@@ -155,6 +156,15 @@ class Server:
     def see_log(self) -> str:
         """Where the log is, as the end of a message."""
         return f"; its log is {self.log}" if self.log is not None else ""
+
+    def _plain(self, repository: Path) -> Path:
+        """A path of the repository that is one ASCII word to a shell: Triton starts the process of a model with `bash -c`."""
+        path = repository.resolve()
+        if shlex.quote(str(path)) == str(path):
+            return path
+        link = self._folder / "repository"
+        link.symlink_to(path)
+        return link
 
     def _command_line(self, repository: Path, backends: Path) -> list[str]:
         return command_line(

@@ -230,6 +230,19 @@ def test_a_model_that_cannot_be_loaded_is_named_with_its_reason(command, reposit
     assert [name for name in server.leftovers() if not name.endswith(".log")] == []
 
 
+@pytest.mark.parametrize("name", ["my models", "modèles", "$HOME & (more)"])
+def test_a_repository_may_have_any_path(command, tmp_path, name):
+    add_model(
+        tmp_path / name, "echo", initialize="open(args['model_repository'] + '/1/manifest.json').close()"
+    )
+    server = command(tmp_path / name)
+    server.wait_until_ready()
+    assert ask(server.address.http_url, 7) == 7
+    server.process.terminate()
+    assert server.end()[0] == 0
+    assert server.leftovers() == []
+
+
 def test_a_config_that_triton_does_not_understand_is_named(command, repository):
     (repository / "echo" / "config.pbtxt").write_text("no such field: 1")
     code, said = command(repository).end()
