@@ -106,10 +106,15 @@ class Grammars:
 
         with self._lock:
             if self._made is None:
-                self._made = LLTokenizer(
-                    self._tokenizer.to_str(), n_vocab=self._vocab_size, eos_token=self._eos
-                )
+                self._made = LLTokenizer(self._known(), n_vocab=self._vocab_size, eos_token=self._eos)
             return self._made
+
+    def _known(self) -> str:
+        """The tokenizer as JSON, without the added tokens that there are no logits for: no form is written in them."""
+        document = json.loads(self._tokenizer.to_str())
+        added = document["added_tokens"]
+        document["added_tokens"] = [token for token in added if token["id"] < self._vocab_size]
+        return json.dumps(document)
 
 
 def _of_schema(matcher: Any, schema: Any) -> Any:

@@ -106,6 +106,8 @@ def _penalties(presence: float, frequency: float, history: History) -> Step:
 def _bad_words(words: tuple[tuple[int, ...], ...], history: History) -> Step:
     def forbid(logits: Logits) -> None:
         for *beginning, last in words:
+            if last >= logits.size:  # a tokenizer may have more tokens than the model
+                continue
             if not beginning or history.tokens[-len(beginning) :] == beginning:
                 logits[last] = -np.inf
 

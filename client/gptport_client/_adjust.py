@@ -48,6 +48,8 @@ class Adjuster:
         logits[self._bias_ids] += self._biases
         self._penalize(logits)
         for *beginning, last in self._bad:
+            if last >= logits.size:  # a tokenizer may have more tokens than the model
+                continue
             if not beginning or self._tokens[-len(beginning) :] == beginning:
                 logits[last] = -np.inf
         if self._generated.total() < self._params.min_tokens:

@@ -229,6 +229,43 @@ def test_a_prompt_of_no_tokens_is_refused_and_hurts_nobody(stripping, inputs, op
     assert other.wait().error == ""
 
 
+@pytest.fixture(scope="module")
+def wordy(version_dir, tmp_path_factory):
+    """A model whose tokenizer has two tokens more than there are logits."""
+    folder = shutil.copytree(version_dir, tmp_path_factory.mktemp("wordy") / "1")
+    tokenizer = tiny_gpt.tokenizer()
+    tokenizer.add_tokens(["extra"])
+    tokenizer.add_special_tokens(["<image>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    made = Served(folder, EngineOptions())
+    yield made
+    made.engine.close(0)
+
+
+@pytest.mark.parametrize("word", ["extra", "<image>"])
+def test_a_token_that_the_model_has_not_need_not_be_forbidden(wordy, continuation, word):
+    answer = asked(wordy, bad_words=[word])
+    assert answer.token_ids == continuation("hello", 20)
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ({"choice": ["extra"]}, "extra"),
+        ({"regex": "(extra){2}"}, "extraextra"),
+        ({"regex": "<image>"}, "<image>"),
+    ],
+    ids=str,
+)
+def test_a_form_is_written_in_the_tokens_that_the_model_has(wordy, form, text):
+    assert asked(wordy, **form).text == text
+
+
+def test_a_prompt_with_a_token_that_the_model_has_not_is_refused(wordy):
+    with pytest.raises(RequestError, match="the vocabulary ends at 256"):
+        wordy.ask(text_input="an extra")
+
+
 def test_a_conversation_that_is_too_long_is_named_as_one(stripping):
     text = '[{"role": "user", "content": "' + "x" * 100_000 + '"}]'
     with pytest.raises(RequestError, match=r"^messages has 100000 characters"):

@@ -93,6 +93,7 @@ class Words:
     """A tokenizer that knows the tokens of some words."""
 
     tokens = {"bad": (7,), " bad": (8, 9), "worse": (10, 11), " worse": ()}  # noqa: RUF012
+    tokens |= {"beyond": (VOCABULARY,), " beyond": (8, VOCABULARY + 1)}  # of the tokenizer alone
 
     def encode(self, text, *, special_tokens):
         assert not special_tokens
@@ -113,7 +114,7 @@ PARAMETERS_DRAWN = st.fixed_dictionaries(
         "logit_bias": st.dictionaries(
             st.integers(0, VOCABULARY - 1), st.sampled_from([-100.0, -0.5, 2.0]), max_size=4
         ),
-        "bad_words": st.sampled_from([(), ("bad",), ("bad", "worse")]),
+        "bad_words": st.sampled_from([(), ("bad",), ("bad", "worse"), ("beyond", "bad")]),
         "stop_token_ids": st.sampled_from([(), (3,), (3, 4)]),
         "min_tokens": st.integers(0, 4),
     },
