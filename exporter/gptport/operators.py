@@ -44,6 +44,7 @@ def attention(
     softcap: float,
     slopes: tuple[float, ...] = (),
     sink: torch.Tensor | None = None,
+    chunk: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal attention over the cache and the new tokens, which are written into the cache at their positions.
 
@@ -54,6 +55,7 @@ def attention(
         slopes: of ALiBi, one for each head: slope · j is added to the score of the key at position j; () for none.
         softcap: the scores s become softcap · tanh(s / softcap); 0 for none.
         sink: [H], a score of each head that takes its share of the probabilities and gives no value.
+        chunk: tokens of a chunk, from position 0 on; one attends only to those of its own; 0 for all.
     """
     batch, heads, sequence, head_dim = query.shape
     inputs = [query, key, value, past_key, past_value, seqlens_k, *([] if sink is None else [sink])]
@@ -62,6 +64,7 @@ def attention(
         "window": window,
         "softcap": softcap,
         **({"slopes": slopes} if slopes else {}),
+        **({"chunk": chunk} if chunk else {}),
     }
     shapes = (batch, sequence, heads, head_dim), past_key.shape, past_value.shape
     out, present_key, present_value = emit("gptport::Attention", inputs, attributes, *shapes)

@@ -32,12 +32,14 @@ class Mark:
     """What a marked tensor stands for.
 
     Attributes:
-        kind: `key`, `value`, `scores`, `weights`, `mask`, `alibi`, or `other mask`, which is refused where it is used.
+        kind: `key`, `value`, `scores`, `weights`, `mask`, `alibi`, `chunked mask`, which transformers'
+            interface takes, or `other mask`, which is refused where it is used.
         original: of keys and values: the tensor [B,K,S,D] that the cache was given.
         query: of scores and weights: [B,H,S,D], or [B·H,S,D].
         scale: of scores and weights, and what slopes are multiplied by.
         slopes: of ALiBi, or of scores and weights that it was added to: one for each head.
-        window: of a mask, or of scores and weights that one was applied to: tokens that one attends to; 0 for all before it.
+        window: of a mask, or of scores and weights that one was applied to: tokens that one attends to; 0 for all before it;
+            of a chunked mask: tokens of a chunk.
     """
 
     kind: str
@@ -144,6 +146,11 @@ def window_of(mask: Any) -> int:
             "the model has an attention mask of its own, neither causal nor a sliding window"
         )
     return mask.mark.window
+
+
+def chunk_of(mask: Any) -> int:
+    """How many tokens a chunk of a mask has, whose tokens attend only to each other; 0 for any other mask."""
+    return mask.mark.window if isinstance(mask, Marked) and mask.mark.kind == "chunked mask" else 0
 
 
 def _plain(argument: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from . import operators, recording
 from .errors import UnsupportedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -147,23 +148,26 @@ def embedding(path: str, meta: nn.Module) -> Callable[..., Any]:
 
 
 def application(
-    *, interleaved: bool, backwards: bool = False
+    *, interleaved: bool, backwards: bool = False, heads_last: bool = False
 ) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """What stands for a model's `apply_rotary_pos_emb`."""
 
     def apply(
         query: torch.Tensor, key: torch.Tensor, cos: Any, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        rotated = [
-            operators.rotary(x, cos, interleaved=interleaved, backwards=backwards) for x in (query, key)
-        ]
-        return rotated[0], rotated[1]
+        given = [x.transpose(1, 2) if heads_last else x for x in (query, key)]
+        rotated = [operators.rotary(x, cos, interleaved=interleaved, backwards=backwards) for x in given]
+        first, second = (x.transpose(1, 2) if heads_last else x for x in rotated)
+        return first, second
 
     return apply
 
 
 def way(apply: Callable[..., Any]) -> dict[str, bool]:
-    """How a model's own function rotates: `interleaved`, pairs that lie side by side; `backwards`, by the negative angles.
+    """How a model's own function rotates.
+
+    Returns:
+        `interleaved`: pairs that lie side by side; `backwards`: by the negative angles; `heads_last`: [B,S,H,D].
 
     Raises:
         UnsupportedModel: it rotates neither these nor pairs that are half a head apart.
@@ -175,17 +179,32 @@ def way(apply: Callable[..., Any]) -> dict[str, bool]:
         (table.cos(), table.sin())
         for table in (angles.repeat_interleave(2, -1), angles.repeat(1, 1, 2), angles)
     ]
-    for interleaved, sign in ((False, 1), (True, 1), (False, -1), (True, -1)):
+    tables = (*arguments, (torch.polar(torch.ones_like(angles), angles),))
+    ways = itertools.product((False, True), (1, -1), (False, True))
+    for heads_last, sign, interleaved in ways:
         expected = [_rotated(x, sign * angles, interleaved=interleaved) for x in (query, key)]
         # Products of query and key are the same where both have their axes in another order afterwards.
         reordered = [torch.cat([x[..., ::2], x[..., 1::2]], -1) for x in expected]
-        for given in (*arguments, (torch.polar(torch.ones_like(angles), angles),)):
-            with suppress(RuntimeError, TypeError, ValueError):
-                got = apply(query, key, *given)
-                for same in (expected, reordered) if interleaved else (expected,):
-                    if all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, same, strict=True)):
-                        return {"interleaved": interleaved, "backwards": sign < 0}
+        for same, given in itertools.product((expected, reordered) if interleaved else (expected,), tables):
+            if _gives(apply, (query, key), given, same, heads_last=heads_last):
+                return {"interleaved": interleaved, "backwards": sign < 0, "heads_last": heads_last}
     raise UnsupportedModel(f"{apply.__module__}.{apply.__name__} rotates neither halves nor neighbours")
+
+
+def _gives(
+    apply: Callable[..., Any],
+    rotated: Sequence[torch.Tensor],
+    tables: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    *,
+    heads_last: bool,
+) -> bool:
+    """Whether a model's function rotates query and key [B,H,S,D], or [B,S,H,D], so."""
+    given, wanted = ([x.transpose(1, 2) if heads_last else x for x in each] for each in (rotated, expected))
+    with suppress(RuntimeError, TypeError, ValueError, IndexError):
+        got = apply(*given, *tables)
+        return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(got, wanted, strict=True))
+    return False
 
 
 def _rotated(x: torch.Tensor, angles: torch.Tensor, *, interleaved: bool) -> torch.Tensor:

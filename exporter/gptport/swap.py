@@ -26,12 +26,14 @@ from . import (
     banded_attention,
     experts,
     latent_attention,
+    masks,
     norms,
     operators,
     own_attention,
     positions,
     recording,
     rotary,
+    scaled_experts,
 )
 from .errors import UnsupportedModel
 
@@ -131,7 +133,8 @@ def _attention(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface; see `ALL_ATTENTION_FUNCTIONS`."""
     call, layer = _calls[-1], int(module.layer_idx)  # type: ignore[arg-type]
-    window = own_attention.window_of(attention_mask)
+    chunk = own_attention.chunk_of(attention_mask)
+    window = 0 if chunk else own_attention.window_of(attention_mask)
     given = [
         f"{name}={value!r}"
         for name, value in others.items()
@@ -146,7 +149,7 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     key, value = own_attention.unmarked(key), own_attention.unmarked(value)
     new = (query, key, latent_attention.padded(value, key.shape[-1]))
-    out = attend(call, layer, new, scale, window, softcap or 0.0, sink=s_aux)
+    out = attend(call, layer, new, scale, window, softcap or 0.0, sink=s_aux, chunk=chunk)
     return out[..., : value.shape[-1]], None
 
 
@@ -159,6 +162,7 @@ def attend(
     softcap: float = 0.0,
     slopes: tuple[float, ...] = (),
     sink: torch.Tensor | None = None,
+    chunk: int = 0,
 ) -> torch.Tensor:
     """The attention operator on the new queries, keys and values [B,H,S,D] of a layer and its cache; [B,S,H,D]."""
     for kind, made, kept in zip(("keys", "values"), new[1:], call.past[layer], strict=True):
@@ -176,6 +180,7 @@ def attend(
         softcap=softcap,
         slopes=slopes,
         sink=sink,
+        chunk=chunk,
     )
     call.present[layer] = (present[0], present[1])
     return out
@@ -186,36 +191,8 @@ def current() -> Call:
     return _calls[-1]
 
 
-def _mask(
-    *_: Any,
-    batch_size: int,
-    q_length: int,
-    mask_function: Callable[..., Any],
-    local_size: int | None = None,
-    use_vmap: bool = False,
-    **__: Any,
-) -> torch.Tensor:
-    """transformers' mask interface; see `ALL_MASK_ATTENTION_FUNCTIONS`. A tensor that stands for the mask."""
-    window = local_size or 0
-    known = not use_vmap and _is_causal(mask_function, window)
-    with recording.paused():
-        shadow = torch.empty(batch_size, 1, q_length, q_length, device="meta")
-    return own_attention.Marked.of(
-        shadow, own_attention.Mark("mask" if known else "other mask", window=window)
-    )
-
-
-def _is_causal(mask_function: Callable[..., Any], window: int) -> bool:
-    """Whether a mask lets a token attend to itself and those before it, at most `window` of them if that is not 0."""
-    with recording.paused():
-        at = torch.arange(2 * window + 5)
-        allowed = mask_function(0, 0, at[:, None], at[None, :])
-        back = at[:, None] - at[None, :]
-        return bool(torch.equal(allowed.expand_as(back), (back >= 0) & ((back < window) | (window == 0))))
-
-
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, masks.mask)
 
 
 @contextmanager
@@ -251,6 +228,7 @@ def swapped(model: nn.Module, meta: nn.Module) -> Iterator[None]:
             counting = positions.replacements(path, module, lambda: current().position_ids)
             for name, count in counting.items():
                 stack.enter_context(patch.object(module, name, count))
+        stack.enter_context(masks.chunks_without_padding())
         stack.enter_context(own_attention.alibi_marked(model))
         source = sys.modules[type(model).__module__]
         for name in rotary.FUNCTIONS:
@@ -273,6 +251,9 @@ def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[...
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=True)
     if experts.are_experts(module):
         return experts.replacement(path, module, model.get_submodule(path))
+    scaled = scaled_experts.replacement(module)
+    if scaled is not None:
+        return scaled
     if rotary.is_rotary(module):
         return rotary.embedding(path, model)
     if any(True for _ in module.children()):

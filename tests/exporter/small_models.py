@@ -37,7 +37,7 @@ _SMALL = {
     **dict.fromkeys(("n_group", "num_expert_group"), 2),
     "topk_group": 1,
     **dict.fromkeys(("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"), 1),
-    **dict.fromkeys(("sliding_window", "attention_chunk_size"), 8),
+    **dict.fromkeys(("sliding_window", "attention_chunk_size", "floor_scale"), 8),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
     # What these are by default makes scores so large that rounding decides; no checkpoint has them so.
     "attention_multiplier": 0.2, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 2.0,

@@ -21,7 +21,7 @@ from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 from transformers.pytorch_utils import Conv1D
 
-from gptport import recording, rotary, swap
+from gptport import masks, recording, rotary, swap
 from gptport.checkpoint import open_checkpoint
 from gptport.errors import UnsupportedModel
 from gptport.spec import ModelSpec
@@ -160,15 +160,15 @@ def rotating_neighbours(query, key, cos, sin):
 
 
 def test_it_is_told_apart_which_axes_are_rotated_together():
-    assert rotary.way(apply_rotary_pos_emb) == {"interleaved": False, "backwards": False}
-    assert rotary.way(rotating_neighbours) == {"interleaved": True, "backwards": False}
+    assert rotary.way(apply_rotary_pos_emb) == {"interleaved": False, "backwards": False, "heads_last": False}
+    assert rotary.way(rotating_neighbours) == {"interleaved": True, "backwards": False, "heads_last": False}
 
 
 def test_it_is_told_which_way_they_are_rotated():
     def backwards(query, key, cos, sin):
         return apply_rotary_pos_emb(query, key, cos, -sin)
 
-    assert rotary.way(backwards) == {"interleaved": False, "backwards": True}
+    assert rotary.way(backwards) == {"interleaved": False, "backwards": True, "heads_last": False}
 
 
 def test_another_rotation_is_refused():
@@ -217,7 +217,7 @@ def test_a_soft_cap_and_the_window_of_a_mask_are_the_operators():
         return (key <= query) & (key > query - 4)
 
     with a_call() as (_, recorded):
-        attend(swap._mask(batch_size=1, q_length=3, mask_function=window, local_size=4), softcap=30.0)
+        attend(masks.mask(batch_size=1, q_length=3, mask_function=window, local_size=4), softcap=30.0)
     attention = next(call for call in recorded.calls if call.operator == "gptport::Attention")
     assert (attention.keywords["window"], attention.keywords["softcap"]) == (4, 30.0)
 
@@ -227,7 +227,7 @@ def product(change):
     with a_call() as (call, recorded):
         query = torch.empty(1, 2, 3, 8, device="meta")
         key, value = swap.PassThroughCache().update(query, query, 0)
-        mask = swap._mask(batch_size=1, q_length=3, mask_function=lambda _, __, q, k: k <= q)
+        mask = masks.mask(batch_size=1, q_length=3, mask_function=lambda _, __, q, k: k <= q)
         scores = torch.matmul(query, key.transpose(-1, -2)) / 4.0
         out = torch.matmul(torch.softmax(change(scores) + mask, -1), value)
         assert out.shape == query.shape
@@ -253,9 +253,9 @@ def test_a_mask_that_is_neither_causal_nor_a_window_is_refused_where_attention_t
     def backwards(_, __, query, key):
         return key >= query
 
-    for function, size in ((chunked, 4), (backwards, None)):
+    for function, size in ((chunked, 5), (chunked, None), (backwards, None)):
         with a_call(), pytest.raises(UnsupportedModel, match="neither causal nor a sliding window"):
-            attend(swap._mask(batch_size=1, q_length=3, mask_function=function, local_size=size))
+            attend(masks.mask(batch_size=1, q_length=3, mask_function=function, local_size=size))
 
 
 def tiny(config_type, **changes):

@@ -92,6 +92,11 @@ def _expm1(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Sub", power, constant(t.graph, 1, t.dtype(call)))
 
 
+def _log1p(t: Translator, call: Call) -> list[ir.Value]:
+    (more,) = t.op(call, "Add", t.operand(call, call.arguments[0]), constant(t.graph, 1, t.dtype(call)))
+    return t.op(call, "Log", more)
+
+
 def _gelu(t: Translator, call: Call) -> list[ir.Value]:
     approximate = call.keywords.get("approximate", "none")
     return t.op(call, "Gelu", t.value(call.arguments[0]), approximate=approximate)
@@ -134,6 +139,7 @@ TRANSLATIONS: dict[str, Translate] = {
     "aten::div.Tensor": _elementwise("Div"),
     "aten::floor": _elementwise("Floor"),
     "aten::log": _elementwise("Log"),
+    "aten::log1p": _log1p,
     "aten::masked_fill.Scalar": _masked_fill,
     "aten::mul.Tensor": _elementwise("Mul"),
     "aten::neg": _elementwise("Neg"),

@@ -127,9 +127,12 @@ def _zeros(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "Expand", constant(t.graph, [0], t.dtype(call)), shape)
 
 
-def _zeros_like(t: Translator, call: Call) -> list[ir.Value]:
-    shape = t.op(call, "Shape", t.value(call.arguments[0]))[0]
-    return t.op(call, "Expand", constant(t.graph, [0], t.dtype(call)), shape)
+def _filled_like(number: int) -> Translate:
+    def translate(t: Translator, call: Call) -> list[ir.Value]:
+        shape = t.op(call, "Shape", t.value(call.arguments[0]))[0]
+        return t.op(call, "Expand", constant(t.graph, [number], t.dtype(call)), shape)
+
+    return translate
 
 
 TRANSLATIONS: dict[str, Translate] = {
@@ -150,5 +153,6 @@ TRANSLATIONS: dict[str, Translate] = {
     "aten::unsqueeze": _unsqueeze,
     "aten::view": _reshape,
     "aten::zeros": _zeros,
-    "aten::zeros_like": _zeros_like,
+    "aten::ones_like": _filled_like(1),
+    "aten::zeros_like": _filled_like(0),
 }

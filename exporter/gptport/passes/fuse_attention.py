@@ -28,6 +28,8 @@ _PAIRS = 8
 """The operator rotates a multiple of so many pairs of axes."""
 _WIDTH = 8
 """The operator takes heads whose width is a multiple of this."""
+_HIDDEN = -65504.0
+"""What the score of a key loses that is not seen: the lowest number of float16, whose exponential is 0 in float32 too."""
 _HEADS = (0, 2, 1, 3)
 """The permutation [B,S,H,D] ↔ [B,H,S,D]."""
 
@@ -73,7 +75,7 @@ def _fuse(graph: ir.Graph, node: ir.Node, total: ir.Value, context: Context) -> 
         query, key = (each.inputs[0] for each in rotary)
         assert query is not None
         assert key is not None
-    bias = _alibi(graph, node, total, query)
+    bias = _alibi(graph, node, total, query) or _chunks(graph, node, total, query, context)
     rows = [_rows(node, tensor) for tensor in (query, key, value)]
     rows[0], scale = _unscaled(rows[0])
     attention = ir.node(
@@ -135,6 +137,38 @@ def _make_alibi(graph: ir.Graph, slopes: ir.Value, total: ir.Value, name: str) -
     bias = ir.node("Expand", [row.outputs[0], shape.outputs[0]])
     bias.outputs[0].name = name
     graph.insert_after(total.producer(), [positions, cast, row, sequence, shape, bias])  # type: ignore[arg-type]
+    return bias.outputs[0]
+
+
+def _chunks(
+    graph: ir.Graph, node: ir.Node, total: ir.Value, query: ir.Value, context: Context
+) -> list[ir.Value | None]:
+    """As `_alibi`, a bias [batch, 1, sequence, total] that only the keys of a query's own chunk are without."""
+    size = node.attributes.get_int("chunk", 0)
+    if not size or context.max_length <= size:
+        return []
+    name = f"chunks.{size}"
+    made = next((value for each in graph for value in each.outputs if value.name == name), None)
+    if made is None:
+        assert query.dtype is not None
+        made = _make_chunks(graph, size, total, query.dtype, name)
+    return [None, made]
+
+
+def _make_chunks(graph: ir.Graph, size: int, total: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    position_ids = next(value for value in graph.inputs if value.name == "position_ids")
+    assert total.producer() is not None
+    of_query = ir.node("Div", [position_ids, constant(graph, [size])])
+    column = ir.node("Unsqueeze", [of_query.outputs[0], constant(graph, [1, 3])])
+    numbers = [constant(graph, each, ir.DataType.INT32) for each in (0, 1)]
+    positions = ir.node("Range", [numbers[0], total, numbers[1]])
+    cast = ir.node("Cast", [positions.outputs[0]], {"to": ir.DataType.INT64})
+    of_key = ir.node("Div", [cast.outputs[0], constant(graph, [size])])
+    same = ir.node("Equal", [column.outputs[0], of_key.outputs[0]])
+    nothing, hidden = (constant(graph, each, dtype) for each in (0.0, _HIDDEN))
+    bias = ir.node("Where", [same.outputs[0], nothing, hidden])
+    bias.outputs[0].name = name
+    graph.insert_after(total.producer(), [of_query, column, positions, cast, of_key, same, bias])  # type: ignore[arg-type]
     return bias.outputs[0]
 
 
