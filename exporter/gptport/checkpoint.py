@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import packed, positions
+from . import named_tokens, packed, positions
 from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
 from .locate import Location, locate
 from .naming import Naming, text_part
@@ -219,8 +219,12 @@ class Checkpoint(Location):
             for name in _TOKENIZER_FILES
             if (self.directory / name).is_file()
         }
-        files = files if "tokenizer.json" in files else {**self._converted_tokenizer(), **files}
-        _check_tokenizer(self.directory, files["tokenizer.json"])
+        if "tokenizer.json" not in files:
+            files = {**self._converted_tokenizer(), **files}
+        elif not named_tokens.is_whole(self.directory, _tokenizer(self.directory, files["tokenizer.json"])):
+            files = {**files, **self._converted_tokenizer()}
+        if not _tokenizer(self.directory, files["tokenizer.json"]).get_vocab_size(with_added_tokens=False):
+            raise CheckpointError(f"{self.directory} has no tokenizer; put its tokenizer.json there")
         return files
 
     def _converted_tokenizer(self) -> dict[str, bytes]:
@@ -322,14 +326,12 @@ def located(location: Location, *, trust_remote_code: bool = False) -> Checkpoin
     return Checkpoint(**vars(location), trust_remote_code=trust_remote_code)
 
 
-def _check_tokenizer(directory: Path, tokenizer_json: bytes) -> None:
-    """It can be read, and has a vocabulary: transformers makes an empty one where there are no files."""
+def _tokenizer(directory: Path, tokenizer_json: bytes) -> Tokenizer:
+    """What tokenizer.json has; no vocabulary where transformers made it of no files."""
     try:
-        size = Tokenizer.from_str(tokenizer_json.decode()).get_vocab_size(with_added_tokens=False)
+        return Tokenizer.from_str(tokenizer_json.decode())
     except Exception as error:  # the library raises nothing more particular
         raise CheckpointError(f"{directory}/tokenizer.json cannot be read: {first_line(error)}") from error
-    if not size:
-        raise CheckpointError(f"{directory} has no tokenizer; put its tokenizer.json there")
 
 
 def _config_error(directory: Path, error: Exception) -> CheckpointError | UnsupportedModel:
