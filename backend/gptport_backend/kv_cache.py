@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gptport_backend.errors import LoadError
 
 if TYPE_CHECKING:
@@ -22,9 +20,9 @@ DTYPES = ("float32", "float16")
 class KVCache:
     """A key and a value buffer `[slots, kv_heads, length, head_dim]` a layer, one slot a sequence.
 
-    Slots and length double when more are needed, up to `max_slots` and `max_length`, and go back to nothing
-    when the engine is idle. They are not taken whole at once because scratch memory of the attention kernels
-    grows with the length of the buffer, not with what is used of it.
+    Heads and their width are a layer's own. Slots and length double when more are needed, up to `max_slots` and
+    `max_length`, and go back to nothing when the engine is idle. They are not taken whole at once because scratch
+    memory of the attention kernels grows with the length of the buffer, not with what is used of it.
 
     Never more than `budget` bytes are allocated. LoadError if a sequence of `max_length` needs more.
     """
@@ -40,7 +38,7 @@ class KVCache:
         self._max_slots = max_slots
         self._max_length = max_length
         self._memory = memory
-        self._token_bytes = len(spec.tensors) * spec.kv_heads * spec.head_dim * np.dtype(spec.dtype).itemsize
+        self._token_bytes = spec.token_bytes
         self.budget = budget
         if not self.fits(1, max_length):
             raise LoadError(
@@ -75,12 +73,12 @@ class KVCache:
         over = self.budget is not None and self._bytes(*larger) > self.budget
         self.slots, self.length = needed if over else larger  # what nobody uses makes room
         self.generation += 1
-        shape = (self.slots, self._spec.kv_heads, self.length, self._spec.head_dim)
+        shapes = [(self.slots, each.heads, self.length, each.head_dim) for each in self._spec.tensors]
         if not self.buffers:
-            self.buffers = [self._memory.allocate(shape, self._spec.dtype) for _ in self._spec.tensors]
+            self.buffers = [self._memory.allocate(shape, self._spec.dtype) for shape in shapes]
             return
         for index, old in enumerate(self.buffers):  # one at a time: old and new never exist twice over
-            new = self._memory.allocate(shape, self._spec.dtype)
+            new = self._memory.allocate(shapes[index], self._spec.dtype)
             for row, count in enumerate(used):
                 if count:
                     self._memory.copy(old, row, new, row, count)

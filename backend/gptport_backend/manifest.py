@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gptport_backend.errors import LoadError
 
 if TYPE_CHECKING:
@@ -30,20 +32,25 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """One key or value tensor of the cache: the graph's input and the output that continues it."""
+    """Keys or values of a layer, `[batch, heads, length, head_dim]`: the graph's input and the output that continues it."""
 
     past: str
     present: str
+    heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The KV cache of the graph: `tensors`, each `[batch, kv_heads, length, head_dim]` of `dtype`."""
+    """The KV cache of the graph: its tensors, of `dtype`. Layers may differ in heads and in their width."""
 
-    kv_heads: int
-    head_dim: int
     dtype: str
     tensors: tuple[CacheTensor, ...]
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token in all tensors together."""
+        return sum(each.heads * each.head_dim for each in self.tensors) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def _check_kind(document: Any, path: Path) -> None:
 
 def _parse(document: dict[str, Any]) -> Manifest:
     listed = (*document["inputs"], *document["optional_inputs"], *document["outputs"])
-    tensors = (_tensor(item) for item in listed)
+    tensors = {spec.name: spec for spec in map(_tensor, listed)}
     return Manifest(
         name=str(document["name"]),
         graph=str(document["graph"]),
@@ -162,8 +169,8 @@ def _parse(document: dict[str, Any]) -> Manifest:
         max_length=int(document["max_length"]),
         eos=frozenset(int(token) for token in document["tokens"]["eos"]),
         roles={role: str(document["roles"][role]) for role in ROLES},
-        tensors={spec.name: spec for spec in tensors},
-        cache=_cache(document["kv_cache"]),
+        tensors=tensors,
+        cache=_cache(document["kv_cache"], tensors),
         files=tuple(
             FileSpec(name, int(item["bytes"]), str(item["sha256"]))
             for name, item in document["files"].items()
@@ -179,13 +186,15 @@ def _tensor(item: dict[str, Any]) -> TensorSpec:
     return TensorSpec(str(item["name"]), str(item["dtype"]), tuple(item["shape"]))
 
 
-def _cache(item: dict[str, Any]) -> CacheSpec:
-    return CacheSpec(
-        kv_heads=int(item["kv_heads"]),
-        head_dim=int(item["head_dim"]),
-        dtype=str(item["dtype"]),
-        tensors=tuple(CacheTensor(str(t["past"]), str(t["present"])) for t in item["tensors"]),
-    )
+def _cache(item: dict[str, Any], declared: dict[str, TensorSpec]) -> CacheSpec:
+    return CacheSpec(str(item["dtype"]), tuple(_cache_tensor(each, declared) for each in item["tensors"]))
+
+
+def _cache_tensor(item: dict[str, Any], declared: dict[str, TensorSpec]) -> CacheTensor:
+    """With the shape that the graph's input is declared with; one that is not declared is found by `_check_names`."""
+    past, present = str(item["past"]), str(item["present"])
+    _, heads, _, head_dim = declared[past].shape if past in declared else (0, 0, 0, 0)
+    return CacheTensor(past, present, int(heads), int(head_dim))
 
 
 def _check_names(manifest: Manifest, path: Path) -> None:

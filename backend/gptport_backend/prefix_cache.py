@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,16 +25,20 @@ FEWEST_TOKENS = 32  # below, computing is about as fast as copying
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """The keys and values of `tokens [n]`, with an adapter or none: a row of the buffer for each of the manifest's tensors."""
+    """The keys and values of `tokens [n]`, with an adapter or none.
+
+    Tensors of one shape have a buffer together; `places` has the buffer and its row for each of the manifest's tensors.
+    """
 
     tokens: TokenArray
     adapter: Adapter | None
-    buffer: Buffer
+    buffers: tuple[Buffer, ...]
+    places: tuple[tuple[Buffer, int], ...]
 
     @property
     def bytes(self) -> int:
         """Bytes allocated."""
-        return self.buffer.shape[0] * self.buffer.row_bytes
+        return sum(buffer.shape[0] * buffer.row_bytes for buffer in self.buffers)
 
 
 class PrefixCache:
@@ -47,7 +52,7 @@ class PrefixCache:
         self._memory = memory
         self._limit = limit
         self._kept: list[Kept] = []  # the one used last is the last
-        self._token_bytes = len(spec.tensors) * spec.kv_heads * spec.head_dim * np.dtype(spec.dtype).itemsize
+        self._token_bytes = spec.token_bytes
 
     @property
     def bytes(self) -> int:
@@ -78,20 +83,28 @@ class PrefixCache:
         self._kept = [kept for kept in self._kept if kept not in beginnings]
         while self.bytes + array.size * self._token_bytes > self._limit:
             del self._kept[0]
-        shape = (len(self._spec.tensors), self._spec.kv_heads, array.size, self._spec.head_dim)
-        buffer = self._memory.allocate(shape, self._spec.dtype)
-        for place, source in enumerate(cache.buffers):
+        kept = self._new(array, adapter)
+        for (buffer, place), source in zip(kept.places, cache.buffers, strict=True):
             self._memory.copy(source, row, buffer, place, array.size)
-        self._kept.append(Kept(array, adapter, buffer))
+        self._kept.append(kept)
 
     def fill(self, kept: Kept, count: int, cache: KVCache, row: int) -> None:
         """Copy the first `count` tokens of an entry to a row of the cache."""
-        for place, target in enumerate(cache.buffers):
-            self._memory.copy(kept.buffer, place, target, row, count)
+        for (buffer, place), target in zip(kept.places, cache.buffers, strict=True):
+            self._memory.copy(buffer, place, target, row, count)
 
     def clear(self) -> None:
         """Keep nothing of what is there."""
         self._kept = []
+
+    def _new(self, tokens: TokenArray, adapter: Adapter | None) -> Kept:
+        shapes = [(each.heads, each.head_dim) for each in self._spec.tensors]
+        buffers = {
+            (heads, head_dim): self._memory.allocate((count, heads, tokens.size, head_dim), self._spec.dtype)
+            for (heads, head_dim), count in Counter(shapes).items()
+        }
+        places = [(buffers[shape], shapes[:i].count(shape)) for i, shape in enumerate(shapes)]
+        return Kept(tokens, adapter, tuple(buffers.values()), tuple(places))
 
     def _of(self, adapter: Adapter | None) -> list[Kept]:
         return [kept for kept in self._kept if kept.adapter is adapter]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import onnx
 import psutil
 from rich.filesize import decimal
@@ -181,10 +180,8 @@ def _gpu(model: _Model, image: Image, machine: Machine) -> _Found:
 
 def _memory(model: _Model, machine: Machine) -> _Found:
     """The least: weights and the KV cache of all sequences; an onnxruntime needs some more for itself."""
-    cache = model.manifest.kv_cache
     weights = sum(file.bytes for file in model.manifest.files.values())
-    sequence = len(cache.tensors) * cache.kv_heads * cache.head_dim * np.dtype(cache.dtype).itemsize
-    sequence *= model.manifest.max_length
+    sequence = model.manifest.cache_bytes_per_token * model.manifest.max_length
     slots = {
         "text": int(model.config.parameters["max_batch_size"].string_value or _TEXT_SEQUENCES),
         "step": model.config.sequence_batching.oldest.max_candidate_sequences,

@@ -26,7 +26,7 @@ from .reference import evaluation_text, reference
 from .versions import served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -139,6 +139,7 @@ def export(
         with steps.step("Tracing the graph"):
             built = graphs.build(checkpoint, precision, length, hessians, adapters=adapters)
         manifest = described(built.model, checkpoint, name, precision, length)
+        _check_step_cache(manifest, repository, serving)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
         written = background.submit(
@@ -262,12 +263,31 @@ def described(
             name: name
             for name in (*(each.name for each in inputs[:3]), dialect.LOGITS_OFFSETS, outputs[0].name)
         },
-        kv_cache=KVCache(spec.layers, spec.kv_heads, spec.head_dim, pasts[0].dtype, tensors),
+        kv_cache=KVCache(spec.layers, *_alike(pasts), pasts[0].dtype, tensors),
         source={},
         verification={},
         tools={},
         files={},
     )
+
+
+def _check_step_cache(manifest: Manifest, repository: Path, serving: triton_config.Serving) -> None:
+    """UsageError if NAME_kv is asked for, or is there, and layers differ: clients hold caches of one shape."""
+    step = manifest.name + repositories.KV_SUFFIX
+    wanted = repositories.KV_SUFFIX in STEP_CACHES[serving.step_cache] or (repository / step).is_dir()
+    if wanted and manifest.kv_cache.kv_heads is None:
+        shapes = " and ".join(f"{heads} heads × {width}" for heads, width in sorted({*manifest.cache_shapes}))
+        raise UsageError(
+            f"{step} has caches of one shape, and the layers of {manifest.name} have {shapes}: "
+            f"use --step-cache server, in a repository without {step}"
+        )
+
+
+def _alike(pasts: Sequence[Tensor]) -> tuple[int | None, int | None]:
+    """Heads and their width of all tensors of the cache; None where they differ."""
+    shapes = {(past.shape[1], past.shape[3]) for past in pasts}
+    heads, width = shapes.pop()
+    return (None, None) if shapes else (int(heads), int(width))
 
 
 def _projection(branch: str, weight: Weight, checkpoint: Checkpoint) -> Projection:

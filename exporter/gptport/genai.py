@@ -42,14 +42,14 @@ def obstacle(manifest: Manifest) -> str | None:
     cache = manifest.kv_cache
     if cache.grows:
         return "its cache grows, and the files are made for one of fixed size"
-    shape = ("batch", cache.kv_heads, "max_length", cache.head_dim)
     pasts = {tensor.past for tensor in cache.tensors}
-    other = next((each for each in manifest.inputs if each.name in pasts and each.shape != shape), None)
+    first, *others = (each for each in manifest.inputs if each.name in pasts)
+    other = next((each for each in others if each.shape != first.shape), None)
     if other is None:
         return None
     return (
         f"{other.name} is [{', '.join(map(str, other.shape))}], and for onnxruntime-genai the layers' caches are all alike, "
-        f"[{', '.join(map(str, shape))}] here"
+        f"[{', '.join(map(str, first.shape))}] in {first.name}"
     )
 
 

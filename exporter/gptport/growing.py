@@ -112,7 +112,8 @@ def _logits(
 ) -> NDArray[np.float32]:
     """The logits [tokens, vocab] of a row that is appended in pieces of so many tokens."""
     cache = manifest.kv_cache
-    empty = np.zeros((1, cache.kv_heads, 0, cache.head_dim), cache.dtype)
+    heads, head_dim = manifest.cache_shapes[0]  # of all tensors: `foreign_graph` has looked
+    empty = np.zeros((1, heads, 0, head_dim), cache.dtype)
     held = {each.past: empty for each in cache.tensors}
     found, past = [], 0
     for count in pieces:
@@ -132,10 +133,10 @@ def _logits(
             ) from error
         past += count
         for each, present in zip(cache.tensors, presents, strict=True):
-            if present.shape != (1, cache.kv_heads, past, cache.head_dim):
+            if present.shape != (1, heads, past, head_dim):
                 raise VerificationError(
                     f"{manifest.graph} gives {each.present} {list(present.shape)} of {past} tokens; expected "
-                    f"[1, {cache.kv_heads}, {past}, {cache.head_dim}], the past with the new ones behind it"
+                    f"[1, {heads}, {past}, {head_dim}], the past with the new ones behind it"
                 )
             held[each.past] = present
         found.append(np.asarray(logits[0], np.float32))

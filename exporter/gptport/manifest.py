@@ -50,12 +50,13 @@ class KVCache:
     """The KV cache's layout.
 
     Attributes:
+        kv_heads, head_dim: of every layer; None where layers differ: the inputs say what they have.
         grows: whether present is past with the new keys and values behind it, instead of a buffer of fixed size.
     """
 
     layers: int
-    kv_heads: int
-    head_dim: int
+    kv_heads: int | None
+    head_dim: int | None
     dtype: str
     tensors: tuple[CacheTensor, ...]
     grows: bool = False
@@ -129,11 +130,17 @@ class Manifest:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
+    def cache_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Heads, and numbers in a head, of each of the cache's tensors."""
+        shapes = {tensor.name: tensor.shape for tensor in self.inputs}
+        pasts = (shapes[tensor.past] for tensor in self.kv_cache.tensors)
+        return tuple((int(heads), int(head_dim)) for _, heads, _, head_dim in pasts)
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Of the KV cache, all layers together."""
-        cache = self.kv_cache
-        bits = int(cache.dtype[-2:])  # float32, float16, bfloat16
-        return len(cache.tensors) * cache.kv_heads * cache.head_dim * bits // 8
+        bits = int(self.kv_cache.dtype[-2:])  # float32, float16, bfloat16
+        return sum(heads * head_dim for heads, head_dim in self.cache_shapes) * bits // 8
 
     @property
     def tokenizer_sha256(self) -> str:

@@ -282,11 +282,15 @@ def _run(
     for name, value in session.weights.items():
         binding.bind_ortvalue_input(name, value)
     kept = {tensor.present: tensor.past for tensor in manifest.kv_cache.tensors}
-    shape = (call.rows, manifest.kv_cache.kv_heads, call.length, manifest.kv_cache.head_dim)
+    pasts = (tensor.past for tensor in manifest.kv_cache.tensors)
+    shapes = dict(zip(pasts, manifest.cache_shapes, strict=True))
     for name in part.takes:
         if name in kept.values() and name not in cache:
+            heads, head_dim = shapes[name]
             dtype = "float32" if manifest.kv_cache.dtype == "bfloat16" else manifest.kv_cache.dtype
-            cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype))
+            cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.zeros((call.rows, heads, call.length, head_dim), dtype)
+            )
         if name in cache or name in call.values:
             binding.bind_ortvalue_input(name, cache.get(name) or call.values[name])
     wanted = list(dict.fromkeys(part.gives + part.shows * call.watched))

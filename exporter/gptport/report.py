@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from . import adapters, genai, operator_counts
@@ -113,7 +114,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         + ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in manifest.opsets.items()),
         "length": f"{manifest.max_length:,} tokens, prompt and answer together",
         "vocabulary": f"{manifest.vocab_size:,} tokens; a text begins with {tokens.bos} and ends with {eos}",
-        "KV cache": f"{cache.layers} layers × {cache.kv_heads} heads × {cache.head_dim}, {cache.dtype}{_GROWS * cache.grows}: "
+        "KV cache": f"{_layers(manifest)}, {cache.dtype}{_GROWS * cache.grows}: "
         f"{manifest.cache_bytes_per_token:,} bytes a token",
         "logits": f"of {_POSITIONS[manifest.logits]}; largest difference to {_reference(manifest)} "
         f"{verification['max_abs_logit_difference']:.2g}, same greedy token at "
@@ -136,6 +137,14 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         for name, file in manifest.files.items()
     }
     return table(list(rows.items()))
+
+
+def _layers(manifest: Manifest) -> str:
+    """How many layers have which heads; a layer has two tensors."""
+    counts = Counter(manifest.cache_shapes[::2])
+    return " + ".join(
+        f"{n} layer{'s' * (n > 1)} × {heads} heads × {width}" for (heads, width), n in counts.items()
+    )
 
 
 def _models(folders: Mapping[str, Path], manifest: Manifest) -> list[tuple[str, str]]:

@@ -70,7 +70,8 @@ class Call:
 
     Attributes:
         seqlens_k, position_ids: as in the graph.
-        past: keys and values of each layer.
+        length, dtype: of a cache: the tokens that it has room for, and its numbers.
+        past: keys and values of each layer before it, as far as it was asked for.
         layer: whose keys and values were given to the cache last.
         table: the rotary angles of a model that looks them up in a buffer.
         present: layer → its keys and values afterwards.
@@ -78,10 +79,26 @@ class Call:
 
     seqlens_k: torch.Tensor
     position_ids: torch.Tensor
-    past: list[tuple[torch.Tensor, torch.Tensor]]
+    length: int
+    dtype: torch.dtype
+    past: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     layer: int = -1
     table: torch.Tensor | None = None
     present: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    def cache_of(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The past [B,K,L,D] of a layer, whose shape is that of its new keys and values [B,K,S,D]."""
+        if layer not in self.past:
+            with recording.paused():
+                batch, heads, _, width = key.shape
+                shape = batch, heads, self.length, width
+                self.past[layer] = (
+                    key.new_empty(shape, dtype=self.dtype),
+                    value.new_empty(shape, dtype=self.dtype),
+                )
+        return self.past[layer]
 
 
 _calls: list[Call] = []
@@ -165,15 +182,15 @@ def attend(
     chunk: int = 0,
 ) -> torch.Tensor:
     """The attention operator on the new queries, keys and values [B,H,S,D] of a layer and its cache; [B,S,H,D]."""
-    for kind, made, kept in zip(("keys", "values"), new[1:], call.past[layer], strict=True):
-        if (made.shape[1], made.shape[3]) != (kept.shape[1], kept.shape[3]):
-            raise UnsupportedModel(
-                f"layer {layer} has {kind} of {made.shape[1]} heads of {made.shape[3]}, where its configuration stands for "
-                f"{kept.shape[1]} of {kept.shape[3]}; gptport has one shape of KV cache for keys and values of all layers"
-            )
+    _, key, value = new
+    if key.shape != value.shape:
+        raise UnsupportedModel(
+            f"layer {layer} has keys of {key.shape[1]} heads of {key.shape[3]}, but values of {value.shape[1]} of "
+            f"{value.shape[3]}; gptport has one shape of KV cache for both"
+        )
     out, *present = operators.attention(
         *new,
-        *call.past[layer],
+        *call.cache_of(layer, key, value),
         call.seqlens_k,
         scale=scale,
         window=window,

@@ -22,7 +22,7 @@ from .errors import GptportError, UnsupportedModel
 from .spec import with_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -72,8 +72,8 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     with _named(spec):
         model = meta_model(config, layers, dtype)
         with swap.swapped(model, meta_model(config, layers, torch.float32)):
-            first, tensors = _record(model, spec, layers, 0)
-            second, _ = _record(model, spec, layers, 1)
+            first, tensors = _record(model, layers, 0)
+            second, _ = _record(model, layers, 1)
         merged = recording.merged(first, second, _SIZES)
         return Trace(_translate(merged, model, tensors), _layers_path(model, layers), layers, _aliases(model))
 
@@ -108,12 +108,10 @@ def meta_model(config: PretrainedConfig, layers: int, dtype: torch.dtype) -> Pre
     return model
 
 
-def _record(
-    model: PreTrainedModel, spec: ModelSpec, layers: int, run: int
-) -> tuple[recording.Recording, _Tensors]:
-    inputs = _inputs(spec, layers, model.dtype, run)
-    ids, position_ids, seqlens_k, *cache = inputs.values()
-    call = swap.Call(seqlens_k, position_ids, list(zip(cache[::2], cache[1::2], strict=True)))
+def _record(model: PreTrainedModel, layers: int, run: int) -> tuple[recording.Recording, _Tensors]:
+    inputs = _inputs(run)
+    ids, position_ids, seqlens_k = inputs.values()
+    call = swap.Call(seqlens_k, position_ids, _LENGTHS[run], model.dtype)
     recorder = recording.Recorder()
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(
@@ -132,7 +130,7 @@ def _record(
         looked_up = rotary.looked_up_in(model)
         if looked_up:
             path, pairs = looked_up
-            call.table = operators.rotary_table(cache[0], position_ids, path, 2 * pairs)
+            call.table = operators.rotary_table(next(model.parameters()), position_ids, path, 2 * pairs)
         output = model(
             input_ids=ids, position_ids=position_ids, past_key_values=swap.PassThroughCache(), use_cache=True
         )
@@ -142,27 +140,30 @@ def _record(
         raise UnsupportedModel(
             f"layers {without} have no attention that goes through transformers' attention interface"
         )
-    present = {
-        f"present.{i}.{kind}": call.present[i][j]
-        for i in range(layers)
-        for j, kind in enumerate(("key", "value"))
+    inputs |= _of_layers("past_key_values", call.past)
+    return recorded, _Tensors(inputs, {"logits": logits, **_of_layers("present", call.present)})
+
+
+def _of_layers(name: str, cache: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Keys and values of each layer in turn, by the names that the graph has for them."""
+    return {
+        f"{name}.{layer}.{kind}": tensor
+        for layer in sorted(cache)
+        for kind, tensor in zip(("key", "value"), cache[layer], strict=True)
     }
-    return recorded, _Tensors(inputs, {"logits": logits, **present})
 
 
-def _inputs(spec: ModelSpec, layers: int, dtype: torch.dtype, run: int) -> dict[str, torch.Tensor]:
-    batch, sequence, length = _BATCHES[run], _SEQUENCES[run], _LENGTHS[run]
+def _inputs(run: int) -> dict[str, torch.Tensor]:
+    """All but the cache, whose shape shows only when a layer asks for it."""
+    batch, sequence = _BATCHES[run], _SEQUENCES[run]
 
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    cache = (batch, spec.kv_heads, length, spec.head_dim)
-    past = [f"past_key_values.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
     return {
         "input_ids": empty((batch, sequence), torch.int64),
         "position_ids": empty((batch, sequence), torch.int64),
         "seqlens_k": empty((batch,), torch.int32),
-        **{name: empty(cache, dtype) for name in past},
     }
 
 

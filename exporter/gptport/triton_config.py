@@ -172,8 +172,8 @@ def _tensor(
 
 def _add_states(batching: pb.ModelSequenceBatching, manifest: Manifest) -> None:
     cache = manifest.kv_cache
-    dims = [cache.kv_heads, manifest.max_length, cache.head_dim]
-    for tensor in cache.tensors:
+    for tensor, (heads, head_dim) in zip(cache.tensors, manifest.cache_shapes, strict=True):
+        dims = [heads, manifest.max_length, head_dim]
         state = batching.state.add(
             input_name=tensor.past,
             output_name=tensor.present,

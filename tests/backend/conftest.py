@@ -136,6 +136,11 @@ def serve(version_dir: Path) -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture(scope="session")
 def continuation(version_dir: Path) -> Callable[[str, int], list[int]]:
+    """See `continuation_of`, of the tiny GPT."""
+    return continuation_of(version_dir)
+
+
+def continuation_of(version_dir: Path) -> Callable[[str, int], list[int]]:
     """Greedy tokens the slow way: the whole text through the graph for every token, without a cache."""
     import onnxruntime
 
@@ -148,8 +153,10 @@ def continuation(version_dir: Path) -> Callable[[str, int], list[int]]:
         output: list[int] = []
         while len(output) < count and tiny_gpt.EOS not in output:
             length = len(ids) + len(output)
-            empty = np.zeros((1, tiny_gpt.KV_HEADS, length, tiny_gpt.HEAD_DIM), np.float32)
-            feed = {tensor.past: empty for tensor in manifest.cache.tensors}
+            feed: dict[str, Any] = {
+                tensor.past: np.zeros((1, tensor.heads, length, tensor.head_dim), np.float32)
+                for tensor in manifest.cache.tensors
+            }
             feed["input_ids"] = np.array([ids + output], np.int64)
             feed["position_ids"] = np.arange(length, dtype=np.int64)[np.newaxis]
             feed["seqlens_k"] = np.array([length - 1], np.int32)

@@ -125,7 +125,7 @@ def test_a_sequence_that_gave_its_row_up_goes_on_with_its_adapter(serve_adapted,
         "gptport_backend.kv_cache.FIRST_LENGTH", 16
     )  # so that rows grow, and memory gets short
     spec = serve_adapted().manifest.cache
-    token = len(spec.tensors) * spec.kv_heads * spec.head_dim * 4
+    token = spec.token_bytes
     served = serve_adapted(kv_cache_bytes=256 * token, prefix_cache_bytes=0)
     asked = [(pair, ask(served, *pair)) for pair in ALONE]
     for pair, answer in asked:

@@ -144,7 +144,7 @@ def test_out_of_time_all_end_with_what_is_there(serve) -> None:
 def test_if_memory_is_short_they_take_turns(serve) -> None:
     alone = serve(prefix_cache_bytes=0)
     cache = alone.manifest.cache
-    row = alone.manifest.max_length * len(cache.tensors) * cache.kv_heads * cache.head_dim * 4
+    row = alone.manifest.max_length * cache.token_bytes
     narrow = serve(kv_cache_bytes=row, max_prefill_tokens=64)
     inputs = {"text_input": PROMPT, "max_tokens": 400, "ignore_eos": True, "temperature": 1.0}
     answer = narrow.ask(n=3, seed=4, **inputs)

@@ -115,7 +115,7 @@ def test_searches_and_streams_side_by_side_get_what_they_get_alone(serve, by_han
 def test_put_back_as_a_whole_it_begins_anew_and_finds_the_same(serve) -> None:
     alone = serve()
     cache = alone.manifest.cache
-    row = alone.manifest.max_length * len(cache.tensors) * cache.kv_heads * cache.head_dim * 4
+    row = alone.manifest.max_length * cache.token_bytes
     narrow = serve(kv_cache_bytes=4 * row)
     first = {"text_input": "one", "max_tokens": 400, "ignore_eos": True}
     search = {"text_input": PROMPT, "beam_width": 3, "n": 3, "max_tokens": 260, "ignore_eos": True}
@@ -292,6 +292,6 @@ def test_what_makes_no_sense_is_refused_by_name(serve, inputs, message) -> None:
 
 def test_more_beams_than_memory_holds_are_refused(serve) -> None:
     cache = serve().manifest.cache
-    row = tiny_gpt.MAX_LENGTH * len(cache.tensors) * cache.kv_heads * cache.head_dim * 4
+    row = tiny_gpt.MAX_LENGTH * cache.token_bytes
     with pytest.raises(RequestError, match="beam_width is 4; so many sequences of 519 tokens do not fit"):
         serve(kv_cache_bytes=row).ask(text_input=PROMPT, beam_width=4, max_tokens=500)

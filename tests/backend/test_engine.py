@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import tiny_gpt
+from conftest import Served, continuation_of
+from gptport_backend import manifest as manifests
+from gptport_backend.engine import EngineOptions
 from gptport_backend.errors import RequestError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from conftest import Answer, Served
+    from conftest import Answer
 
 PROMPTS = [
     "a",
@@ -208,7 +212,7 @@ def test_memory_that_is_short_for_a_prefix_hurts_nobody(serve: Callable[..., Ser
         return allocate(shape, dtype)
 
     memory.allocate = short  # type: ignore[method-assign]
-    other = served.ask(text_input="a", max_tokens=200, ignore_eos=True)
+    other = served.ask(text_input="a", max_tokens=200)
     for answer in (served.ask(text_input=prompt + " again", max_tokens=5) for _ in range(2)):
         assert answer.wait().error == ""
     assert (other.wait().error, len(other.token_ids)) == ("", 200)
@@ -305,3 +309,21 @@ def test_random_load_gets_right_answers_and_leaves_nothing_behind(
         assert answer.finish_reason == "cancelled" or answer.token_ids == expected
     wait_until(lambda: not served.engine._scheduler.busy)
     assert sum(served.engine._tally.requests.values()) == 60
+
+
+def test_layers_with_unlike_caches_give_the_tokens_of_the_slow_way(tmp_path: Path) -> None:
+    """Prefill, decode side by side, a copied prefix, and buffers that grow."""
+    folder = tiny_gpt.write(tmp_path / "1", caches=tiny_gpt.UNLIKE)
+    manifest = manifests.read(folder)
+    assert {(each.heads, each.head_dim) for each in manifest.cache.tensors} == {(2, 16), (1, 32)}
+    expected = continuation_of(folder)
+    served = Served(folder, EngineOptions(max_batch_size=4, max_prefill_tokens=64))
+    try:
+        prefix = "a prefix that is long enough to be worth keeping, " * 5
+        prompts = [prefix, *(prefix + end for end in ("one", "two", "three"))]
+        served.ask(text_input=prefix, max_tokens=4).wait()
+        answers = [served.ask(text_input=prompt, max_tokens=20) for prompt in prompts]
+        assert [answer.wait().token_ids for answer in answers] == [expected(prompt, 20) for prompt in prompts]
+        assert served.engine._tally.reused_tokens > 0
+    finally:
+        served.engine.close(0)

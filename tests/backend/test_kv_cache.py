@@ -11,9 +11,8 @@ from gptport_backend.manifest import CacheSpec, CacheTensor
 from gptport_backend.memory import HostMemory
 from gptport_backend.scheduler import Move
 
-SPEC = CacheSpec(
-    kv_heads=2, head_dim=4, dtype="float32", tensors=(CacheTensor("k", "k2"), CacheTensor("v", "v2"))
-)
+SPEC = CacheSpec("float32", (CacheTensor("k", "k2", 2, 4), CacheTensor("v", "v2", 2, 4)))
+UNLIKE = CacheSpec("float32", (CacheTensor("k", "k2", 2, 4), CacheTensor("k3", "k4", 1, 6)))
 
 
 def cache() -> KVCache:
@@ -80,8 +79,25 @@ def test_release_gives_everything_back() -> None:
 
 
 def test_a_dtype_that_numpy_lacks_is_refused() -> None:
-    spec = CacheSpec(kv_heads=1, head_dim=1, dtype="bfloat16", tensors=())
+    spec = CacheSpec("bfloat16", ())
     with pytest.raises(
         LoadError, match="the KV cache is of dtype 'bfloat16'; the backend takes float32 and float16"
     ):
         KVCache(spec, 1, 1, HostMemory())
+
+
+def test_layers_may_have_unlike_shapes() -> None:
+    kv = KVCache(UNLIKE, 4, 1000, HostMemory(), budget=2 * 512 * (8 + 6) * 4)
+    assert kv.fits(2, 512)
+    assert not kv.fits(2, 513)
+    kv.reserve(2, 10, [])
+    assert [buffer.shape for buffer in kv.buffers] == [(2, 2, 256, 4), (2, 1, 256, 6)]
+    for number, buffer in enumerate(kv.buffers, 1):
+        buffer.owner[1, :, :7] = number
+    kv.reserve(2, 300, [0, 7])
+    kv.move(Move(1, 0), 7)
+    assert [buffer.shape for buffer in kv.buffers] == [(2, 2, 512, 4), (2, 1, 512, 6)]
+    assert kv.bytes == 2 * 512 * (8 + 6) * 4
+    for number, buffer in enumerate(kv.buffers, 1):
+        assert (buffer.owner[:, :, :7] == number).all()
+        assert not buffer.owner[:, :, 7:].any()

@@ -41,15 +41,16 @@ def log_softmax(
     session: onnxruntime.InferenceSession, manifest: Manifest, ids: Sequence[int]
 ) -> np.ndarray[Any, Any]:
     """Of each position, `[tokens, vocab]`."""
-    shape = (1, manifest.cache.kv_heads, len(ids), manifest.cache.head_dim)
-    empty = np.zeros(shape, manifest.cache.dtype)
     given = {
         "input_ids": np.array([ids]),
         "position_ids": np.arange(len(ids))[np.newaxis],
         "seqlens_k": np.array([len(ids) - 1]),
     }
     feed = {manifest.roles[role]: value.astype(manifest.tensor(role).dtype) for role, value in given.items()}
-    feed |= {tensor.past: empty for tensor in manifest.cache.tensors}
+    cache = manifest.cache
+    feed |= {
+        each.past: np.zeros((1, each.heads, len(ids), each.head_dim), cache.dtype) for each in cache.tensors
+    }
     feed[manifest.roles["logits_offsets"]] = np.arange(len(ids) - 1, -1, -1, dtype=np.int64)
     logits = session.run([manifest.roles["logits"]], feed)[0].astype(np.float64)
     logits -= logits.max(-1, keepdims=True)

@@ -11,7 +11,7 @@ from gptport_backend.kv_cache import KVCache
 from gptport_backend.manifest import CacheSpec, CacheTensor
 from gptport_backend.memory import HostMemory
 
-SPEC = CacheSpec(2, 4, "float32", (CacheTensor("k", "k2"), CacheTensor("v", "v2")))
+SPEC = CacheSpec("float32", (CacheTensor("k", "k2", 2, 4), CacheTensor("v", "v2", 2, 4)))
 TOKEN_BYTES = 2 * 2 * 4 * 4
 
 
@@ -44,7 +44,7 @@ def test_what_is_free_is_a_number_of_bytes() -> None:
 def one_sequence(tiny) -> int:
     """Bytes of the longest sequence."""
     cache = tiny.manifest.cache
-    return tiny.manifest.max_length * len(cache.tensors) * cache.kv_heads * cache.head_dim * 4
+    return tiny.manifest.max_length * cache.token_bytes
 
 
 @pytest.mark.parametrize("prefix_cache_bytes", [0, 1 << 20], ids=["computed anew", "copied"])

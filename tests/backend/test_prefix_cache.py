@@ -12,7 +12,7 @@ from gptport_backend.manifest import CacheSpec, CacheTensor
 from gptport_backend.memory import HostMemory
 from gptport_backend.prefix_cache import FEWEST_TOKENS, PrefixCache, common
 
-SPEC = CacheSpec(2, 4, "float32", (CacheTensor("k", "k2"), CacheTensor("v", "v2")))
+SPEC = CacheSpec("float32", (CacheTensor("k", "k2", 2, 4), CacheTensor("v", "v2", 2, 4)))
 TOKEN_BYTES = 2 * 2 * 4 * 4
 PREFIX = "A system prompt that is long enough to be worth keeping. "
 
@@ -118,3 +118,21 @@ def test_a_prompt_that_is_wholly_known_still_gives_its_logits(serve) -> None:
     first = tiny.ask(text_input=PREFIX, max_tokens=4).wait()
     again = tiny.ask(text_input=PREFIX, max_tokens=4).wait()
     assert again.token_ids == first.token_ids
+
+
+def test_what_layers_of_unlike_shapes_have_is_kept_apart() -> None:
+    shapes = [(2, 4), (1, 6), (2, 4), (1, 6)]
+    spec = CacheSpec("float32", tuple(CacheTensor(f"{i}", f"{i}'", *each) for i, each in enumerate(shapes)))
+    kv = KVCache(spec, 2, 256, HostMemory())
+    kv.reserve(2, 256, [])
+    for number, buffer in enumerate(kv.buffers, 1):
+        buffer.owner[0] = number
+    cache = PrefixCache(spec, HostMemory(), 40 * spec.token_bytes)
+    cache.keep(range(40), kv, 0)
+    assert cache.bytes == 40 * (8 + 6 + 8 + 6) * 4
+    found = cache.find(np.arange(40))
+    assert found
+    cache.fill(*found, kv, 1)
+    for number, buffer in enumerate(kv.buffers, 1):
+        assert (buffer.owner[1, :, :40] == number).all()
+        assert not buffer.owner[1, :, 40:].any()

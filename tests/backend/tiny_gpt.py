@@ -12,10 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM = 2, 4, 2, 16
 HIDDEN = HEADS * HEAD_DIM
+ALIKE = ((KV_HEADS, HEAD_DIM),) * LAYERS
+UNLIKE = ((2, 16), (1, 32))
+"""Heads of keys and values, and their width, of each layer."""
 MAX_LENGTH = 600
 VOCAB = 257
 EOS = 256
@@ -31,12 +35,12 @@ def tokenizer() -> Tokenizer:
     return result
 
 
-def write(version_dir: Path, seed: int = 0) -> Path:
-    """Write the version directory of a text model."""
+def write(version_dir: Path, seed: int = 0, caches: Sequence[tuple[int, int]] = ALIKE) -> Path:
+    """Write the version directory of a text model, whose layers have `caches`."""
     version_dir.mkdir(parents=True)
-    onnx.save(graph(seed), version_dir / "model.onnx")
+    onnx.save(graph(seed, caches), version_dir / "model.onnx")
     tokenizer().save(str(version_dir / "tokenizer.json"))
-    manifest = _manifest()
+    manifest = _manifest(caches)
     for path in sorted(version_dir.iterdir()):
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
@@ -45,22 +49,23 @@ def write(version_dir: Path, seed: int = 0) -> Path:
     return version_dir
 
 
-def graph(seed: int) -> onnx.ModelProto:
+def graph(seed: int, caches: Sequence[tuple[int, int]] = ALIKE) -> onnx.ModelProto:
     """Embedding, layers of rotary attention with a residual, head; logits of the last valid position."""
     random = np.random.default_rng(seed)
     weights = {
         "embedding": random.normal(0, 1, (VOCAB, HIDDEN)),
         "head": random.normal(0, 1, (HIDDEN, VOCAB)),
     }
-    angles = np.arange(MAX_LENGTH)[:, None] / 10000 ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    weights |= {"cos": np.cos(angles), "sin": np.sin(angles)}
+    for width in {head_dim for _, head_dim in caches}:
+        angles = np.arange(MAX_LENGTH)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
+        weights |= {f"cos.{width}": np.cos(angles), f"sin.{width}": np.sin(angles)}
     nodes = [
         helper.make_node("ReduceMax", ["seqlens_k"], ["longest"], keepdims=0),
         helper.make_node("Add", ["longest", "one"], ["total"]),
         helper.make_node("Gather", ["embedding", "input_ids"], ["hidden.0"]),
     ]
-    for layer in range(LAYERS):
-        nodes += _layer(layer, weights, random)
+    for layer, cache in enumerate(caches):
+        nodes += _layer(layer, cache, weights, random)
     nodes += [
         helper.make_node("Cast", ["seqlens_k"], ["last_position"], to=TensorProto.INT64),
         helper.make_node("Slice", ["position_ids", "zeros", "ones", "ones"], ["first_position"]),
@@ -79,7 +84,7 @@ def graph(seed: int) -> onnx.ModelProto:
     constants["ones"] = numpy_helper.from_array(np.array([1], np.int64), "ones")
     for name, values in (("zeros", [0]), ("twos", [2]), ("flat", [-1, HIDDEN]), ("logits_offsets", [0])):
         constants[name] = numpy_helper.from_array(np.array(values, np.int64), name)
-    document = _manifest()
+    document = _manifest(caches)
     body = helper.make_graph(
         nodes,
         "tiny",
@@ -91,8 +96,11 @@ def graph(seed: int) -> onnx.ModelProto:
     return helper.make_model(body, opset_imports=opsets, ir_version=10)
 
 
-def _layer(layer: int, weights: dict[str, Any], random: np.random.Generator) -> list[onnx.NodeProto]:
-    for name, width in (("q", HIDDEN), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)):
+def _layer(
+    layer: int, cache: tuple[int, int], weights: dict[str, Any], random: np.random.Generator
+) -> list[onnx.NodeProto]:
+    kv_heads, head_dim = cache
+    for name, width in (("q", HIDDEN), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)):
         weights[f"{name}.{layer}"] = random.normal(0, 0.2, (HIDDEN, width))
     source, target = f"hidden.{layer}", f"hidden.{layer + 1}"
     nodes = [
@@ -104,12 +112,12 @@ def _layer(layer: int, weights: dict[str, Any], random: np.random.Generator) -> 
         [
             *(f"{name}_out.{layer}" for name in ("q", "k", "v")),
             *(f"past_key_values.{layer}.{kind}" for kind in ("key", "value")),
-            *("seqlens_k", "total", "cos", "sin"),
+            *("seqlens_k", "total", f"cos.{head_dim}", f"sin.{head_dim}"),
         ],
         [f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"],
         domain="com.microsoft",
-        num_heads=HEADS,
-        kv_num_heads=KV_HEADS,
+        num_heads=HIDDEN // head_dim,
+        kv_num_heads=kv_heads,
         do_rotary=1,
     )
     return [*nodes, attention, helper.make_node("Add", [source, f"attention.{layer}"], [target])]
@@ -120,8 +128,8 @@ def _value(tensor: dict[str, Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor["name"], dtype, tensor["shape"])
 
 
-def _manifest() -> dict[str, Any]:
-    cache_shape = ["batch", KV_HEADS, "max_length", HEAD_DIM]
+def _manifest(caches: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    shapes = [["batch", heads, "max_length", width] for heads, width in caches for _ in ("key", "value")]
     cache = [
         {
             "layer": layer,
@@ -145,11 +153,17 @@ def _manifest() -> dict[str, Any]:
             {"name": "input_ids", "dtype": "int64", "shape": ids},
             {"name": "position_ids", "dtype": "int64", "shape": ids},
             {"name": "seqlens_k", "dtype": "int32", "shape": ["batch"]},
-            *({"name": tensor["past"], "dtype": "float32", "shape": cache_shape} for tensor in cache),
+            *(
+                {"name": tensor["past"], "dtype": "float32", "shape": s}
+                for tensor, s in zip(cache, shapes, strict=True)
+            ),
         ],
         "outputs": [
             {"name": "logits", "dtype": "float32", "shape": ["batch", VOCAB]},
-            *({"name": tensor["present"], "dtype": "float32", "shape": cache_shape} for tensor in cache),
+            *(
+                {"name": tensor["present"], "dtype": "float32", "shape": s}
+                for tensor, s in zip(cache, shapes, strict=True)
+            ),
         ],
         "optional_inputs": [{"name": "logits_offsets", "dtype": "int64", "shape": ["offsets"]}],
         "roles": {
@@ -157,8 +171,8 @@ def _manifest() -> dict[str, Any]:
         },
         "kv_cache": {
             "layers": LAYERS,
-            "kv_heads": KV_HEADS,
-            "head_dim": HEAD_DIM,
+            "kv_heads": caches[0][0] if len(set(caches)) == 1 else None,
+            "head_dim": caches[0][1] if len(set(caches)) == 1 else None,
             "dtype": "float32",
             "tensors": cache,
         },

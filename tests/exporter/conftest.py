@@ -197,8 +197,10 @@ class Run:
             str(version / self.manifest.graph), providers=["CPUExecutionProvider"]
         )
         cache, length = self.manifest.kv_cache, self.manifest.max_length
-        zeros = np.zeros((1, cache.kv_heads, length, cache.head_dim), cache.dtype)
-        self.cache = {tensor.past: zeros for tensor in cache.tensors}
+        self.cache = {
+            tensor.past: np.zeros((1, heads, length, head_dim), cache.dtype)
+            for tensor, (heads, head_dim) in zip(cache.tensors, self.manifest.cache_shapes, strict=True)
+        }
         self.length = 0
 
     def append(self, ids: list[int]) -> np.ndarray[Any, Any]:

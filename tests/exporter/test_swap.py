@@ -182,10 +182,9 @@ def test_another_rotation_is_refused():
 @contextmanager
 def a_call():
     """What attention finds while a model is traced."""
-    cache = torch.empty(1, 2, 16, 8, device="meta")
     model, recorder = nn.Identity(), recording.Recorder()
     call = swap.Call(
-        torch.empty(1, dtype=torch.int32, device="meta"), torch.empty(1, 1, device="meta"), [(cache, cache)]
+        torch.empty(1, dtype=torch.int32, device="meta"), torch.empty(1, 1, device="meta"), 16, torch.float32
     )
     with swap.calling(call), recorder.recording_of(model):
         yield call, recorder.recording

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,7 @@ def _said_of_parity(facts: Facts | PackagedFacts) -> dict[str, Any]:
     return {
         "manifest": facts.manifest,
         "spec": facts.spec,
+        "cache_shapes": _shapes(facts.manifest),
         "parity": parity,
         "precision": facts.precision,
         "command": facts.command,
@@ -111,6 +113,15 @@ def _said_of_parity(facts: Facts | PackagedFacts) -> dict[str, Any]:
         "quantiles": [(q, float(np.quantile(parity.differences, q))) for q in (0.5, 0.9, 0.99)],
         "by_position": charts.by_position(parity.differences, parity.row_tokens, allowed),
     }
+
+
+def _shapes(manifest: Manifest) -> str:
+    """The heads of keys and values, of a layer or of those that differ."""
+    counts = Counter(manifest.cache_shapes[::2])
+    said = [f"{heads}, {width} wide" for heads, width in counts]
+    if len(said) > 1:
+        said = [f"{each} in {n} layer{'s' * (n > 1)}" for each, n in zip(said, counts.values(), strict=True)]
+    return "; ".join(said)
 
 
 def _said_of_packaged(facts: PackagedFacts) -> dict[str, Any]:
