@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,22 @@ def test_rows_lie_where_their_addresses_say() -> None:
     kv.reserve(2, 10, [])
     buffer = kv.buffers[0]
     assert buffer.row_address(1) == buffer.owner[1].ctypes.data
+
+
+def test_the_memory_is_no_shared_file() -> None:
+    kv = cache()
+    kv.reserve(2, 10, [])
+    assert "p" in permissions(kv.buffers[0].address)
+
+
+def permissions(address: int) -> str:
+    """Of the mapping that `address` lies in."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, found = line.split()[:2]
+        first, end = (int(part, 16) for part in span.split("-"))
+        if first <= address < end:
+            return found
+    raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
 def test_release_gives_everything_back() -> None:
