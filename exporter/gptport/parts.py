@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,6 +30,7 @@ _WHOLE = 640 << 20  # bytes of weights, as they are run, up to which the graph i
 _PART = 384 << 20
 _HALF: dict[int, torch.dtype] = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 _PRODUCTS = ("MatMul", "Gemm")
+_INTEGERS = ("MatMulNBits", "GatherBlockQuantized", "QMoE")
 
 
 @dataclass
@@ -126,9 +127,12 @@ class _Graph:
         _without_bfloat16(model.graph)
         self.model = model
         self.weights = {each.name: each for each in model.graph.initializer}
+        self._folder = folder
+        self._widen_scales()
+        given = {each.name for each in model.graph.input}  # as an adapter's matrices are
         multiplied = {
             name for node in model.graph.node if node.op_type in _PRODUCTS for name in node.input[1:2]
-        }
+        } - given
         self._widened = {
             name
             for name, each in self.weights.items()
@@ -139,8 +143,17 @@ class _Graph:
             name: _elements(each) * (4 if name in self._widened else _bytes_each(each))
             for name, each in self.weights.items()
         }
-        self._folder = folder
         self._memory = torch.empty(0)
+
+    def _widen_scales(self) -> None:
+        """Scales in bfloat16 become float32: onnxruntime's kernels for integers take constants only (else they give zeros)."""
+        integers = {
+            name for node in self.model.graph.node if node.op_type in _INTEGERS for name in node.input
+        }
+        for name, each in self.weights.items():
+            if name in integers and each.data_type == TensorProto.BFLOAT16:
+                values = _stored(self._folder, each, _elements(each)).float().numpy()
+                each.CopyFrom(numpy_helper.from_array(values.reshape(each.dims), name))
 
     def session(self, part: _Part, values: Mapping[str, onnxruntime.OrtValue]) -> _Session:
         """What runs a part on values like these; with the next one, the weights of this one are gone."""

@@ -119,6 +119,14 @@ def test_over_integers_the_adapter_stays_as_exact_as_the_base(
     assert np.abs(with_adapter(start(version), folder).append(IDS) - start(version).append(IDS)).max() > 0.01
 
 
+def test_in_half_precision_the_adapter_is_as_exact_as_the_base(llama, adapter_of, lora_export):
+    source, version = adapter_of(llama, "all"), lora_export(llama, "fp16")
+    _, parity = compared(llama, version, source, "all")
+    known = manifest.read(version).verification
+    assert parity is not None
+    assert parity.max_abs_logit_difference < 2 * known["max_abs_logit_difference"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_without_an_adapter_the_logits_are_those_of_an_export_without_lora(
     llama, export_to, lora_export, start, tmp_path, precision

@@ -206,6 +206,19 @@ def test_a_head_of_four_bits_leaves_the_embedding_at_eight(llama, export_to, tmp
     assert bits_of(nodes) == {("MatMulNBits", 4): 13, ("GatherBlockQuantized", 8): 1}
 
 
+@pytest.mark.parametrize("bits", ["int4", "int8"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_integers_that_compute_in_bfloat16_are_as_exact_as_in_float32(
+    llama, export_to, tmp_path, bits, symmetric
+):
+    narrow, full = (
+        export_to(llama, tmp_path / compute, precision=chosen(bits, compute=compute, symmetric=symmetric))
+        for compute in ("bf16", "fp32")
+    )
+    differences = [each.parity.max_abs_logit_difference for each in (narrow, full)]
+    assert differences[0] < 1.5 * differences[1]
+
+
 def test_int4_that_computes_in_half_precision(llama, export_to, tmp_path):
     exported = export_to(llama, tmp_path, precision=chosen("int4", compute="fp16"))
     cache = exported.manifest.kv_cache
