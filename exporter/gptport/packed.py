@@ -99,9 +99,11 @@ class Packed:
         zero_points, scales = (each.repeat(size, axis=1) for each in (self.zero_points, self.scales))
         return torch.from_numpy((self.values - zero_points).astype(np.float32) * scales)
 
-    def blocks(self, quantization: Quantization) -> Blocks:
-        """As `MatMulNBits` reads them; a group may have several blocks."""
-        times = self.values.shape[1] // self.scales.shape[1] // quantization.block_size
+    def blocks(self, quantization: Quantization) -> Blocks | None:
+        """As `MatMulNBits` reads them; a group may have several blocks. None if it has not a whole number of them."""
+        times, rest = divmod(self.values.shape[1] // self.scales.shape[1], quantization.block_size)
+        if rest:
+            return None
         return Blocks(
             pack(self.values.reshape(len(self.values), -1, quantization.block_size), self.bits),
             self.scales.repeat(times, axis=1),
@@ -133,7 +135,7 @@ def read(name: str, packing: Packing, tensor: Callable[[str], torch.Tensor | Non
 
     Raises:
         CheckpointError: a part is missing.
-        UnsupportedModel: the groups are not of consecutive weights, or a zero point is out of range.
+        UnsupportedModel: the groups are not of consecutive weights, or not alike, or a zero point is out of range.
     """
     parts = {kind: tensor(f"{name}.{kind}") for kind in ("qweight", "qzeros", "scales")}
     missing = [f"{name}.{kind}" for kind, part in parts.items() if part is None]
@@ -144,6 +146,11 @@ def read(name: str, packing: Packing, tensor: Callable[[str], torch.Tensor | Non
     values = _unpacked(words.numpy().T if along_features else words.numpy(), packing)
     values = values if along_features else values.T
     zero_points = _unpacked(zeros.numpy(), packing).astype(np.int16).T + np.int16(packing.zero_offset)
+    if values.shape[1] > packing.group_size > 0 and values.shape[1] % packing.group_size:
+        raise UnsupportedModel(
+            f"{name} has {values.shape[1]} input features in groups of {packing.group_size}, the last of them smaller; "
+            "gptport takes groups that are all alike"
+        )
     _check_order(name, tensor(f"{name}.g_idx"), values.shape[1] // len(scales))
     if zero_points.max() >= 1 << packing.bits:
         raise UnsupportedModel(

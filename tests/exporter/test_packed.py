@@ -29,9 +29,9 @@ def words(values, order, bits):
     return torch.from_numpy(packed.astype(np.uint32).view(np.int32))
 
 
-def rounded(matrix, bits):
+def rounded(matrix, bits, group):
     """matrix [N, K] → values [K, N], zero points [groups, N], scales [groups, N] float16."""
-    groups = matrix.T.reshape(-1, GROUP, len(matrix))
+    groups = matrix.T.reshape(-1, group, len(matrix))
     low, high = np.minimum(groups.min(1), 0), np.maximum(groups.max(1), 0)
     scales = ((high - low) / (2**bits - 1)).astype(np.float16)
     zeros = np.clip(np.round(-low / scales), 1, 2**bits - 1)
@@ -39,8 +39,8 @@ def rounded(matrix, bits):
     return values.reshape(-1, len(matrix)).astype(int), zeros.astype(int), scales
 
 
-def packed_matrix(matrix, method, bits):
-    values, zeros, scales = rounded(matrix, bits)
+def packed_matrix(matrix, method, bits, group=GROUP):
+    values, zeros, scales = rounded(matrix, bits, group)
     parts = {"scales": torch.from_numpy(np.ascontiguousarray(scales))}
     if method == "awq":
         parts |= {"qweight": words(values, AWQ_ORDER, bits), "qzeros": words(zeros, AWQ_ORDER, bits)}
@@ -48,8 +48,8 @@ def packed_matrix(matrix, method, bits):
         order = range(8)
         parts["qweight"] = words(values.T, order, bits).T.contiguous()
         parts["qzeros"] = words(zeros - (method == "gptq"), order, bits)
-        parts["g_idx"] = torch.arange(len(values), dtype=torch.int32) // GROUP
-    dense = (values - zeros.repeat(GROUP, 0)) * scales.astype(np.float32).repeat(GROUP, 0)
+        parts["g_idx"] = torch.arange(len(values), dtype=torch.int32) // group
+    dense = (values - zeros.repeat(group, 0)) * scales.astype(np.float32).repeat(group, 0)
     return parts, dense.T.astype(np.float32)
 
 
@@ -57,14 +57,16 @@ def packed_matrix(matrix, method, bits):
 def pack(llama, copy):
     """The Llama with its layers' matrices in integers, and the values that they stand for."""
 
-    def write(method="gptq", bits=4):
+    def write(method="gptq", bits=4, *, whole_rows=False):
         folder, stand_for = copy(llama), {}
         tensors = load_file(folder / "model.safetensors")
         for name in [name for name in tensors if ".layers." in name and "proj" in name]:
-            parts, stand_for[name] = packed_matrix(tensors.pop(name).numpy(), method, bits)
+            matrix = tensors.pop(name).numpy()
+            group = matrix.shape[1] if whole_rows else GROUP
+            parts, stand_for[name] = packed_matrix(matrix, method, bits, group)
             tensors |= {f"{name.removesuffix('weight')}{part}": value for part, value in parts.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        settings = {"quant_method": method[:4], "bits": bits, "group_size": GROUP}
+        settings = {"quant_method": method[:4], "bits": bits, "group_size": -1 if whole_rows else GROUP}
         if method == "awq":
             settings |= {"quant_method": "awq", "version": "gemm", "zero_point": True}
         if method == "gptq_v2":
@@ -109,6 +111,22 @@ def test_fp32_computes_with_the_values_that_they_stand_for(pack, export_to, tmp_
     folder, _ = pack("awq")
     parity = export_to(folder, tmp_path / "repository").parity
     assert parity.max_abs_logit_difference < 1e-4 * parity.max_abs_logit
+
+
+def test_one_group_a_row_that_no_blocks_divide_is_rounded_anew(pack, export_to, tmp_path):
+    folder, _ = pack("gptq", 4, whole_rows=True)
+    exported = export_to(folder, tmp_path / "repository", precision="int4")
+    assert exported.parity.max_abs_logit_difference < exported.parity.max_abs_logit
+
+
+def test_a_last_group_that_is_smaller_is_refused(pack, export_to, tmp_path, change_config):
+    folder, _ = pack("gptq")
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 64}  # of down_proj's 96 features
+    change_config(folder, quantization_config=settings)
+    with pytest.raises(
+        UnsupportedModel, match="has 96 input features in groups of 64, the last of them smaller"
+    ):
+        export_to(folder, tmp_path / "repository", precision="int4")
 
 
 def test_groups_that_are_not_side_by_side_are_refused(pack, export_to, tmp_path):
