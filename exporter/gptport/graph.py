@@ -118,7 +118,7 @@ def build(
         CheckpointError: a tensor that the architecture has is not in the checkpoint, or the other way round.
     """
     spec, config = checkpoint.spec, checkpoint.config
-    few = min(TRACED_LAYERS, spec.layers)
+    few = spec.layers if config.is_heterogeneous else min(TRACED_LAYERS, spec.layers)
     # Some layers say how many there are, and divide what they add by that.
     alike = unroll.alike([*decoder_layers(config, spec, spec.layers), *decoder_layers(config, spec, few)])
     traced = trace(config, spec, few if alike else spec.layers, precision.dtype)

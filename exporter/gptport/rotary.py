@@ -53,7 +53,9 @@ def tables(meta: nn.Module, path: str, length: int) -> tuple[torch.Tensor, torch
         if isinstance(made, torch.Tensor):  # complex
             return made.real[0], made.imag[0]
         cos, sin = made
-        count = next(b for n, b in real.named_buffers() if n.endswith("inv_freq")).shape[0]
+        count = next(
+            b for n, b in real.named_buffers() if n.endswith("inv_freq") and n.startswith(kind)
+        ).shape[0]
     for first, second in (
         (slice(0, count), slice(count, None)),
         (slice(0, None, 2), slice(1, None, 2)),
@@ -102,6 +104,22 @@ def _from_buffer(module: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 def takes_one_tensor(apply: Callable[..., Any]) -> bool:
     """Whether a model's function rotates query and key one by one: (tensor, sin, cos)."""
     return list(inspect.signature(apply).parameters)[1:3] == ["sin", "cos"]
+
+
+def takes_one_of_heads_last(apply: Callable[..., Any]) -> bool:
+    """Whether a model's function rotates one tensor [B,S,H,D], pairs that are half a head apart: (x, cos, sin, 2)."""
+    if list(inspect.signature(apply).parameters) != ["x", "cos", "sin", "unsqueeze_dim"]:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, angles = torch.randn(1, 3, 2, 8, generator=generator), torch.randn(1, 3, 4, generator=generator)
+    expected = _rotated(x.transpose(1, 2), angles, interleaved=False).transpose(1, 2)
+    whole = angles.repeat(1, 1, 2)
+    return torch.allclose(apply(x, whole.cos(), whole.sin(), 2), expected, atol=1e-6)
+
+
+def heads_last(x: torch.Tensor, cos: Any, *_: Any, **__: Any) -> torch.Tensor:
+    """What stands for such a function."""
+    return operators.rotary(x.transpose(1, 2), cos, interleaved=False).transpose(1, 2)
 
 
 def check_neighbours(apply: Callable[..., Any]) -> None:

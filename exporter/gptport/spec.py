@@ -55,6 +55,8 @@ class ModelSpec:
         """
         if getattr(config, "is_encoder_decoder", False):
             raise UnsupportedModel(f"{config.model_type} has an encoder; gptport exports decoder-only models")
+        # Where layers have configurations of their own, the whole one does not tell what differs.
+        layer = config.per_layer_config[0] if config.is_heterogeneous else config
         heads = _number(config, _of_decoder(config, "num_attention_heads"))
         hidden = _number(config, "hidden_size")
         eos = generation.get("eos_token_id")
@@ -63,8 +65,8 @@ class ModelSpec:
             model_type=config.model_type,
             layers=_number(config, _of_decoder(config, "num_hidden_layers")),
             heads=heads,
-            kv_heads=_kv_heads(config, heads),
-            head_dim=_head_dim(config) or hidden // heads,
+            kv_heads=_kv_heads(layer, heads),
+            head_dim=_head_dim(layer) or hidden // heads,
             vocab_size=_number(config, "vocab_size"),
             context_length=_context_length(config),
             bos_token_id=getattr(config, "bos_token_id", None),

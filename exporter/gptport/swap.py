@@ -258,6 +258,8 @@ def _rotation(apply: Callable[..., Any]) -> Callable[..., Any]:
     if rotary.takes_one_tensor(apply):
         rotary.check_neighbours(apply)
         return lambda x, *_: rotary.looked_up(x, current().table)
+    if rotary.takes_one_of_heads_last(apply):
+        return rotary.heads_last
     return rotary.application(**rotary.way(apply))
 
 

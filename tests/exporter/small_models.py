@@ -49,6 +49,8 @@ _NOT_OF_LATENTS = ("head_dim",)
 _HALF_ROTARY = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 }
+_SHARED_KV = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
+"""The last two layers take the keys and values of the first two."""
 _OF_ITS_OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
     "gptj": {"rotary_dim": 16},
@@ -56,6 +58,8 @@ _OF_ITS_OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "gemma4_text": _SHARED_KV,
+    "gemma4_unified_text": _SHARED_KV,
     "gpt_neox": _HALF_ROTARY,
     "stablelm": _HALF_ROTARY,
     "youtu": {"pad_token_id": None},  # transformers sets its row of the embedding to zero

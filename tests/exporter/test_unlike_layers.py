@@ -69,3 +69,16 @@ def test_a_cache_that_clients_hold_is_refused_with_what_differs(checkpoint, expo
     with pytest.raises(UsageError, match=r"have 2 heads × 32 and 4 heads × 32: use --step-cache server"):
         export_to(checkpoint, tmp_path, serving=serving)
     assert not list(tmp_path.glob("mimo*"))
+
+
+def test_layers_that_share_keys_and_values_have_a_cache_each(tmp_path, gpt2, export_to, start, in_torch):
+    """Heads of 32 where there is a window, of 512 where there is none; the last two layers take those of the first two."""
+    write_model("gemma4_text", tmp_path / "gemma", gpt2)
+    folder = export_to(tmp_path / "gemma", tmp_path / "repository").folders["gemma"]
+    assert manifest.read(folder).cache_shapes == ((2, 32), (2, 32), (2, 512), (2, 512)) * 2
+    ids = [int(n) for n in range(3, 40)]
+    expected = in_torch(tmp_path / "gemma", ids)
+    run = start(folder)
+    for chunk in (ids[:20], ids[20:36], ids[36:]):
+        got = run.append(chunk)
+    assert abs(got - expected[-1]).max() < 1e-4 * abs(expected).max()
