@@ -37,13 +37,17 @@ lint: $(STAMP)
 types: $(STAMP)
 	@$(BIN)/mypy --no-error-summary
 
+# In processes beside each other, as many tests only wait; what shares a server or a file stays in one. WORKERS=0: in this one.
+WORKERS ?= 2
+IN_WORKERS = -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 unit: $(STAMP)
-	@$(BIN)/pytest -q -m "not e2e"
+	@$(BIN)/pytest -q $(IN_WORKERS) -m "not e2e"
 
 test: check e2e ## check, and the tests that run the real tritonserver
 
 e2e: check
-	@$(BIN)/pytest -q -m e2e -o timeout=900
+	@$(BIN)/pytest -q $(IN_WORKERS) -m e2e -o timeout=900
 
 # Root on Debian gets the programs that are missing; for others, the tests that need them are skipped and say so.
 PROGRAMS := haproxy prometheus curl

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-END_TO_END = Path(__file__).parent / "e2e"
+TESTS = Path(__file__).parent
+END_TO_END, DEPLOYMENT = TESTS / "e2e", TESTS / "deployment"
+
+# Workers beside each other share the processors; a pool of threads in each makes torch take 1.6 times the processor time.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every process started from there inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in tests/e2e, so that `-m 'not e2e'` leaves it out."""
+    """Mark everything in tests/e2e, so that `-m 'not e2e'` leaves it out; and for workers, what one of them runs alone."""
     for item in items:
         if item.path.is_relative_to(END_TO_END):
             item.add_marker(pytest.mark.e2e)
+        if WORKER:
+            item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
+def group(item: pytest.Item) -> str:
+    """The name of what takes long to make and is shared: the server of tests/e2e, the repository of tests/deployment, a file."""
+    if item.path.is_relative_to(END_TO_END) and "server" in getattr(item, "fixturenames", ()):
+        return "server"
+    if item.path.is_relative_to(DEPLOYMENT) and "filled" in getattr(item, "fixturenames", ()):
+        return "filled"
+    return str(item.path.relative_to(TESTS))

@@ -5,6 +5,8 @@ Samples, exports and references are kept in .cache/e2e, by a hash of what made t
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,6 +26,9 @@ from gptport.server import running
 from gptport_client import Client
 from in_torch import MODELS, NEW_TOKENS, PROMPTS, generate
 from serve_command import Command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "e2e"
@@ -52,6 +58,19 @@ def made_once(target: Path, *command: str) -> Path:
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(target):
+        return target if target.exists() else make(target, command)
+
+
+@contextlib.contextmanager
+def one_at_a_time(target: Path) -> Iterator[None]:
+    """Let nobody else make the same meanwhile: another process of the tests waits and finds it made."""
+    with target.with_name(f".{target.name.rpartition('-')[0]}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make(target: Path, command: Sequence[str]) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / "made"
         arguments = [part.replace("{}", str(made)) for part in command]
@@ -59,11 +78,7 @@ def made_once(target: Path, *command: str) -> Path:
             [sys.executable, "-m", "gptport.cli", *arguments], stderr=subprocess.PIPE, check=False
         )
         assert ran.returncode == 0, f"gptport {' '.join(arguments)}: {ran.stderr.decode()}"
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.exists():  # otherwise another run was faster
-                raise
+        made.rename(target)
     for older in target.parent.glob(f"{target.name.rpartition('-')[0]}-*"):
         if older != target:
             shutil.rmtree(older)
@@ -134,10 +149,11 @@ def reference(checkpoints):
 def references(name: str, checkpoint: Path) -> dict[str, list[int]]:
     key = json.dumps([checkpoint.name, PROMPTS, NEW_TOKENS, digest(ROOT / "constraints.txt")])
     file = CACHE / f"reference-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    if not file.exists():
-        partly = file.with_suffix(f".{os.getpid()}")
-        partly.write_text(json.dumps(generate(checkpoint)))
-        partly.replace(file)
+    with one_at_a_time(file):
+        if not file.exists():
+            partly = file.with_suffix(f".{os.getpid()}")
+            partly.write_text(json.dumps(generate(checkpoint)))
+            partly.replace(file)
     return json.loads(file.read_text())
 
 

@@ -51,10 +51,11 @@ def test_killing_the_backends_process(repository):
         with pytest.raises(gptport_client.GptportError):
             list(stream)
         assert time.monotonic() - killed < SECONDS + 1
+        server.kill()  # it would wait for what it lost
 
 
 def test_the_command_notices_it_and_ends_so_that_nobody_waits(command, repository):
-    server = command(repository, "--model=smollm2")
+    server = command(repository, "--model=smollm2", "--drain=1")
     server.wait_until_ready()
     with Client(server.address.grpc_url, model="smollm2") as client:
         stream = client.stream("Once upon a time", max_tokens=1500)

@@ -18,8 +18,8 @@ NAME = "gpt2-tiny"
 
 
 @pytest.fixture
-def models(checkpoints, tmp_path):
-    """A repository of its own; `export` adds a version."""
+def models(checkpoints, repository, tmp_path):
+    """A repository of its own; `export` adds a version, `copy` what was exported without options."""
 
     class Models:
         folder = tmp_path / "models"
@@ -36,6 +36,10 @@ def models(checkpoints, tmp_path):
                 *options,
             ]
             subprocess.run([sys.executable, "-m", "gptport.cli", *command], check=True, capture_output=True)
+
+        def copy(self):
+            for name in (NAME, f"{NAME}_step"):
+                shutil.copytree((repository / name).resolve(), self.folder / name, symlinks=True)
 
     return Models()
 
@@ -62,7 +66,7 @@ def test_a_rollback_is_what_a_server_serves(models):
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data", "tokenizer.json"])
 def test_a_flipped_bit_is_named_in_the_models_status(models, file):
-    models.export()
+    models.copy()
     path = models.model / "1" / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -81,7 +85,7 @@ def test_two_instances_share_the_requests_and_each_sequence_has_its_own(models):
 
 def test_the_text_model_is_warm_when_it_is_ready(models):
     """Triton ran the request of model_warmup, and without the file that it names would not load the model."""
-    models.export()
+    models.copy()
     with running(models.folder):
         pass
     shutil.rmtree(models.model / "warmup")
