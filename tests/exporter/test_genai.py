@@ -144,9 +144,9 @@ def test_the_weights_are_on_disk_once(checkpoint, version_of):
 def test_a_model_with_layers_of_several_kinds_is_exported_without(gpt2, tmp_path, export_to, monkeypatch):
     found = manifest.read(export_to(gpt2, tmp_path / "as it is").folders["gpt2"])
     assert genai.obstacle(found) is None
-    wide = replace(found.inputs[3], shape=("batch", 8, "max_length", 16))
-    why = genai.obstacle(replace(found, inputs=(*found.inputs[:3], wide, *found.inputs[4:])))
-    assert why.startswith("past_key_values.0.key is [batch, 8, max_length, 16], and for onnxruntime-genai")
+    wide = replace(found.inputs[4], shape=("batch", 8, "max_length", 16))
+    why = genai.obstacle(replace(found, inputs=(*found.inputs[:4], wide, *found.inputs[5:])))
+    assert why.startswith("past_key_values.0.value is [batch, 8, max_length, 16], and for onnxruntime-genai")
 
     monkeypatch.setattr(genai, "obstacle", lambda _: why)
     exported = export_to(gpt2, tmp_path / "without")
