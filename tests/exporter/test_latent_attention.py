@@ -46,7 +46,8 @@ def test_a_module_is_asked_whether_it_does_what_is_assumed(attention, monkeypatc
 
 
 def test_axes_may_come_out_in_another_order_if_they_do_of_query_and_key_alike():
-    assert rotary.way(apply_rotary_pos_emb_interleave) == {"interleaved": True, "backwards": False}
+    way = rotary.way(apply_rotary_pos_emb_interleave)
+    assert way == {"interleaved": True, "backwards": False, "heads_last": False}
 
     def of_the_key_alone(query, key, cos, sin):
         rotated = apply_rotary_pos_emb_interleave(query, key, cos, sin)
