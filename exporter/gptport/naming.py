@@ -82,6 +82,10 @@ class Naming:
         auto: Any = AutoModelForCausalLM
         if self.is_part and type(self.config) in AutoModelForImageTextToText._model_mapping:
             auto = AutoModelForImageTextToText
+        elif not self.trust_remote_code and type(self.config) not in auto._model_mapping:
+            raise UnsupportedModel(
+                f"transformers has no causal language model for the configuration of {self.config.model_type!r} alone"
+            )
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = auto.from_config(

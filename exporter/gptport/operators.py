@@ -118,9 +118,10 @@ def experts(
     *,
     transposed: bool,
     interleaved: bool,
-    alpha: float,
-    beta: float,
-    limit: float,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    limit: float = 0.0,
+    below: int = 0,
 ) -> torch.Tensor:
     """The chosen experts of each token, weighed and added: down(gate · sigmoid(alpha · gate) · (up + beta)).
 
@@ -130,6 +131,7 @@ def experts(
         interleaved: gate and up alternate instead of following one another.
         alpha, beta: as above.
         limit: gate is at most this, up lies between this and its negative; 0 for no limit.
+        below: how many experts there are, if their matrices lie below each other: gate, up and down are [E·I,H] each then.
     """
     attributes = {
         "transposed": int(transposed),
@@ -137,6 +139,7 @@ def experts(
         "alpha": alpha,
         "beta": beta,
         "limit": limit,
+        **({"below": below} if below else {}),
     }
     return emit("gptport::Experts", inputs, attributes, inputs[0].shape)[0]
 

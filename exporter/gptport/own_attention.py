@@ -119,7 +119,8 @@ class Marked(torch.Tensor):
             return _whole(*args, **kwargs)
         with recording.paused(), torch._C.DisableTorchFunctionSubclass():
             shadow = function(*_plain(args), **_plain(kwargs))
-        if name in _QUESTIONS or not isinstance(shadow, torch.Tensor):
+        parts = isinstance(shadow, list | tuple) and any(isinstance(each, torch.Tensor) for each in shadow)
+        if name in _QUESTIONS or not (parts or isinstance(shadow, torch.Tensor)):
             return shadow
         mark = _followed(name, args, kwargs)
         return mark if isinstance(mark, torch.Tensor) else cls.of(shadow, mark)

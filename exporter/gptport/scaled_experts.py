@@ -36,9 +36,6 @@ def replacement(module: Any) -> Callable[[torch.Tensor], tuple[torch.Tensor, tor
             [scaled, chosen, torch.ones_like(chosen, dtype=scaled.dtype), *parameters],
             transposed=True,
             interleaved=False,
-            alpha=1.0,
-            beta=0.0,
-            limit=0.0,
         )
         return module.shared_expert(tokens) + given.reshape(-1, module.top_k, tokens.shape[-1]).sum(1), scores
 

@@ -34,6 +34,7 @@ from . import (
     recording,
     rotary,
     scaled_experts,
+    stacked_experts,
 )
 from .errors import UnsupportedModel
 
@@ -188,6 +189,10 @@ def attend(
             f"layer {layer} has keys of {key.shape[1]} heads of {key.shape[3]}, but values of {value.shape[1]} of "
             f"{value.shape[3]}; gptport has one shape of KV cache for both"
         )
+    if layer in call.present:
+        raise UnsupportedModel(
+            f"layer {layer} attends twice with one cache of keys and values, which gptport cannot lower yet"
+        )
     out, *present = operators.attention(
         *new,
         *call.cache_of(layer, key, value),
@@ -270,9 +275,9 @@ def _replacement(path: str, module: nn.Module, model: nn.Module) -> Callable[...
         return lambda x: operators.linear(x, module.weight, module.bias, transposed=True)
     if experts.are_experts(module):
         return experts.replacement(path, module, model.get_submodule(path))
-    scaled = scaled_experts.replacement(module)
-    if scaled is not None:
-        return scaled
+    mixture = scaled_experts.replacement(module) or stacked_experts.replacement(module)
+    if mixture is not None:
+        return mixture
     if rotary.is_rotary(module):
         return rotary.embedding(path, model)
     if any(True for _ in module.children()):

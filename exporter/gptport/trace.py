@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from . import operators, own_attention, positions, recording, rotary, swap, weights
 from .aten import DTYPES, Translator, symbolic_shape, translate
-from .errors import GptportError, UnsupportedModel
+from .errors import GptportError, UnsupportedModel, first_line
 from .spec import with_layers
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 IR_VERSION = 10
 """onnxruntime has read it since 1.20."""
+
+_UNDERSTOOD_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Of the kinds of layers that configurations list, in `layer_types`."""
 
 # Two sets of sizes; all distinct, so that a number tells which size it is.
 _BATCHES, _SEQUENCES, _LENGTHS = (3, 7), (5, 11), (17, 37)
@@ -69,7 +72,7 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
     Raises:
         UnsupportedModel: the architecture does something that the operators cannot say; the message names it.
     """
-    with _named(spec):
+    with _named(config, spec):
         model = meta_model(config, layers, dtype)
         with swap.swapped(model, meta_model(config, layers, torch.float32)):
             first, tensors = _record(model, layers, 0)
@@ -79,13 +82,24 @@ def trace(config: PretrainedConfig, spec: ModelSpec, layers: int, dtype: torch.d
 
 
 @contextmanager
-def _named(spec: ModelSpec) -> Iterator[None]:
+def _named(config: PretrainedConfig, spec: ModelSpec) -> Iterator[None]:
     """Say of any other error where it comes from: an architecture given what it does not expect may fail anyhow."""
     try:
         yield
     except GptportError:
         raise
     except Exception as error:
+        others = sorted(set(getattr(config, "layer_types", None) or ()) - _UNDERSTOOD_LAYERS)
+        if others:
+            raise UnsupportedModel(
+                f"{spec.model_type} has layers of the kind {', '.join(others)}, which are no attention over keys and values; "
+                "gptport cannot export them yet"
+            ) from error
+        if "meta tensor" in str(error):
+            raise UnsupportedModel(
+                f"what {spec.model_type} computes depends on values of its tensors, which a graph cannot follow "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
         raise UnsupportedModel(
             f"the architecture {spec.model_type!r} cannot be traced: {type(error).__name__}: {error}"
         ) from error
@@ -237,7 +251,7 @@ def _layers_path(model: nn.Module, layers: int) -> str:
 
 def decoder_layers(config: PretrainedConfig, spec: ModelSpec, layers: int) -> nn.ModuleList:
     """The decoder layers of an architecture, if it has so many, without any memory."""
-    with _named(spec):
+    with _named(config, spec):
         model = meta_model(config, layers, torch.float32)
         found = model.get_submodule(_layers_path(model, layers))
     assert isinstance(found, nn.ModuleList)

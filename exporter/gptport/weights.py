@@ -39,6 +39,8 @@ TORCH_DTYPES = {
 class Weight:
     """Tensors of the checkpoint, concatenated along `axis`, rearranged, then transposed if asked for, and `offset` added.
 
+    Of several `experts`, whose rows lie below each other in each tensor, the first axis becomes two, before all that.
+
     `order` are the indices along `axis` that are taken; none stands for all, as they are.
     Transposed are the last two axes; `interleaved` lets the halves of the second axis alternate then, element by element.
     """
@@ -49,9 +51,12 @@ class Weight:
     transposed: bool = False
     offset: float = 0.0
     interleaved: bool = False
+    experts: int = 0
 
     def shape(self, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """The shape that tensors of these shapes make; () if they do not fit together."""
+        if self.experts:
+            parts = [(self.experts, part[0] // self.experts, *part[1:]) for part in parts]
         first = list(parts[0])
         if any(
             part[: self.axis] + part[self.axis + 1 :] != parts[0][: self.axis] + parts[0][self.axis + 1 :]
@@ -76,6 +81,7 @@ class Weight:
     def read(self, read: Read, dtype: torch.dtype) -> torch.Tensor:
         """The values, contiguous, in `dtype`."""
         parts = [read(name) for name in self.names]
+        parts = [part.unflatten(0, (self.experts, -1)) for part in parts] if self.experts else parts
         tensor = torch.cat(parts, self.axis) if len(parts) > 1 else parts[0]
         tensor = tensor.index_select(self.axis, torch.tensor(self.order)) if self.order else tensor
         tensor = tensor.mT if self.transposed else tensor
@@ -129,6 +135,14 @@ def of_experts(value: ir.Value, *, transposed: bool = False, interleave: bool = 
         if (transposed or interleave)
         else value
     )
+
+
+def apart(values: Sequence[ir.Value], experts: int) -> ir.Value:
+    """A new initializer [E,n·rows,in] of the matrices of the same experts, which lie below each other in each, [E·rows,in]."""
+    rows, width = shape(values[0])
+    recipe = Weight(tuple(n for value in values for n in of(value).names), axis=1, experts=experts)
+    dims = (experts, len(values) * rows // experts, width)
+    return _like(values[0], f"{'+'.join(str(value.name) for value in values)}.apart", recipe, dims)
 
 
 def offset(value: ir.Value, by: float) -> ir.Value:

@@ -70,6 +70,7 @@ def in_onnxruntime(function, x):
         lambda x: x[..., None, :].expand(-1, -1, 3, -1) * 2,
         lambda x: x.mean(0, keepdim=True).expand(*x.shape) * 2,
         lambda x: x[(x[:, 0, 0] > 0).long()],
+        lambda x: x / torch.norm(x, p=1.0, dim=-1, keepdim=True) + torch.norm(x, dim=-1, keepdim=True),
         lambda x: torch.log1p(x.abs()) + torch.ones_like(x),
         lambda x: torch.stack([-x, x * 2], dim=-1).flatten(-2),
         lambda x: x + torch.zeros(x.shape[:2], device=x.device)[..., None],

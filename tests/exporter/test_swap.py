@@ -344,6 +344,13 @@ def test_a_layer_with_a_state_of_its_own_is_refused_by_name(name, where):
         trace(made, ModelSpec.from_config(made, {}), 4, torch.float32)
 
 
+def test_a_layer_that_attends_twice_is_refused():
+    with a_call():
+        attend()
+        with pytest.raises(UnsupportedModel, match="layer 0 attends twice with one cache"):
+            attend()
+
+
 def test_a_linear_layer_that_does_more_is_no_linear_layer():
     router = PhimoeTopKRouter(config("phimoe"))
     model = nn.ModuleDict({"router": router, "linear": nn.Linear(8, 8), "falcon": FalconLinear(8, 16)})

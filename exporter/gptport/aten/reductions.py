@@ -58,9 +58,19 @@ def _sum(t: Translator, call: Call) -> list[ir.Value]:
     return t.op(call, "ReduceSum", t.operand(call, x), constant(t.graph, list(axes)), keepdims=int(keep))
 
 
+def _vector_norm(t: Translator, call: Call) -> list[ir.Value]:
+    x, order, axes, keep = (*call.arguments, None, False)[:4]
+    if order not in (1, 2) or axes is None:
+        raise UnsupportedModel(f"{call.scope} computes a norm of order {order}")
+    return t.op(
+        call, f"ReduceL{order:g}", t.operand(call, x), constant(t.graph, list(axes)), keepdims=int(keep)
+    )
+
+
 TRANSLATIONS: dict[str, Translate] = {
     "aten::_softmax": _softmax,
     "aten::addmm": _addmm,
+    "aten::linalg_vector_norm": _vector_norm,
     "aten::mean.dim": _mean,
     "aten::mm": _mm,
     "aten::native_layer_norm": _layer_norm,

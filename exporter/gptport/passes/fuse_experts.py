@@ -31,6 +31,7 @@ def fuse_experts(graph: ir.Graph, context: Context) -> int:  # noqa: ARG001
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> None:
+    _set_apart(node)
     x, chosen, shares, gate_up, down, *biases = node.inputs
     assert shares is not None
     assert shares.shape is not None
@@ -63,6 +64,16 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> None:
     insert_before(node, [mixture, total, weighted])
     replace_value(node.outputs[0], weighted.outputs[0])
     graph.remove(node, safe=True)
+
+
+def _set_apart(node: ir.Node) -> None:
+    """Give gate, up and down, whose experts lie below each other, the axes that the others have: [E,2·I,H] and [E,H,I]."""
+    experts = node.attributes.get_int("below", 0)
+    if experts:
+        gate, up, down = (each for each in node.inputs[3:] if each is not None)
+        node.replace_input_with(3, weights.apart([gate, up], experts))
+        node.replace_input_with(4, weights.of_experts(weights.apart([down], experts), transposed=True))
+        node.resize_inputs(5)
 
 
 def _scores(
