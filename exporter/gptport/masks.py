@@ -16,6 +16,8 @@ from .own_attention import Mark, Marked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+_BORDERS = 4  # of windows or chunks, counted from position 0
+
 
 def mask(
     *_: Any,
@@ -40,20 +42,31 @@ def mask(
 
 def _is_causal(mask_function: Callable[..., Any], window: int) -> bool:
     """Whether a mask lets a token attend to itself and those before it, at most `window` of them if that is not 0."""
-    with recording.paused():
-        at = torch.arange(2 * window + 5)
-        allowed = mask_function(0, 0, at[:, None], at[None, :])
-        back = at[:, None] - at[None, :]
-        return bool(torch.equal(allowed.expand_as(back), (back >= 0) & ((back < window) | (window == 0))))
+
+    def causal(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & ((query - key < window) | (window == 0))
+
+    return _allows(mask_function, causal, window)
 
 
 def _is_chunked(mask_function: Callable[..., Any], size: int) -> bool:
-    """Whether a mask lets a token attend to itself and those before it in the same chunk of `size`; asked around the borders."""
+    """Whether a mask lets a token attend to itself and those before it in the same chunk of `size`."""
+    return _allows(mask_function, lambda query, key: (key <= query) & (key // size == query // size), size)
+
+
+def _allows(
+    mask_function: Callable[..., Any],
+    expected: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    size: int,
+) -> bool:
+    """Whether a mask is the expected one: tokens around the first borders of windows or chunks of `size` ask for every key."""
     with recording.paused():
-        at = torch.tensor(sorted({max(0, n * size + i) for n in range(5) for i in range(-3, 4)}))
-        query, key = at[:, None], at[None, :]
+        near = {n * size + i for n in range(_BORDERS) for i in range(-3, 5)}
+        query = torch.tensor(sorted(at for at in near if at >= 0))[:, None]
+        key = torch.arange(int(query.max()) + 2)[None, :]
         allowed = mask_function(0, 0, query, key)
-        return bool(torch.equal(allowed, (key <= query) & (key // size == query // size)))
+        wanted = expected(query, key)
+        return bool(torch.equal(allowed.expand_as(wanted), wanted))
 
 
 @contextmanager
