@@ -12,6 +12,7 @@ Sources: AutoGPTQ, `auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py`; AutoAWQ, 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ KINDS = (VALUES, ".qzeros", ".scales", ".g_idx")
 """The tensors of a module; the last need not be there."""
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the values 0 to 7 are in a word
 _SMALLEST_BLOCK = 16
+_TAKEN = {("gptq", "gptq"): (4, 8), ("gptq", "gptq_v2"): (4, 8), ("awq", "gemm"): (4,)}  # bits
 
 
 @dataclass(frozen=True)
@@ -56,25 +58,46 @@ class Packing:
         """Read the quantization_config of a configuration.
 
         Raises:
-            UnsupportedModel: it says something else than GPTQ in 4 or 8 bits, or AWQ in 4.
+            UnsupportedModel: it says something else than GPTQ in 4 or 8 bits, or AWQ in 4, or packs them for one kernel.
         """
         method = str(settings.get("quant_method"))
-        bits = settings.get("bits", settings.get("w_bit"))
-        if method == "gptq" and bits in (4, 8):
-            offset = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1
-            return cls(method, bits, int(settings.get("group_size", 128)), offset)
-        version = str(settings.get("version", "gemm")).lower()
-        if method == "awq" and bits == 4 and version == "gemm":
-            return cls(method, bits, int(settings.get("group_size", settings.get("q_group_size", 128))), 0)
-        raise UnsupportedModel(
-            f"the checkpoint is quantized by {method} ({bits} bits); gptport takes GPTQ in 4 or 8 bits, AWQ (gemm) in 4 bits, "
-            "and checkpoints that are not quantized"
-        )
+        packing = _packing(settings, method)
+        taken = _TAKEN.get((method, packing), ())
+        bits = _whole(settings, "bits", "w_bit") if taken else 0
+        if bits not in taken:
+            raise UnsupportedModel(
+                f"the checkpoint is quantized by {method} ({settings.get('bits')} bits, packed as {packing}); "
+                "gptport takes GPTQ in 4 or 8 bits (gptq, gptq_v2), AWQ in 4 bits (gemm), and checkpoints that are not quantized"
+            )
+        group_size = _whole(settings, "group_size", "q_group_size", default=128)
+        return cls(method, bits, group_size, 1 if packing == "gptq" else 0)
 
     def shape(self, words: tuple[int, ...]) -> tuple[int, int]:
         """Of the matrix [N, K] whose values are in words of that shape."""
         times = 32 // self.bits
         return (words[1], words[0] * times) if self.method == "gptq" else (words[1] * times, words[0])
+
+
+def _packing(settings: Mapping[str, Any], method: str) -> str:
+    """How the words of a method are laid out: the names are those of transformers' configurations, and of AutoGPTQ 0.6."""
+    if settings.get("is_marlin_format"):
+        return "marlin"
+    version = settings.get("version") if method == "awq" else None
+    default = "gemm" if method == "awq" else method
+    return str(version or settings.get("checkpoint_format") or settings.get("format") or default).lower()
+
+
+def _whole(settings: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    """The first of these settings that is there, which some tools write as a string."""
+    name = next((name for name in names if name in settings), names[0])
+    value = settings.get(name, default)
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"the checkpoint's quantization_config has {name} = {json.dumps(value)}, which is no whole number; "
+            "set it to what the checkpoint was quantized with"
+        ) from error
 
 
 @dataclass(frozen=True)

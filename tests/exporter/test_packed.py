@@ -154,12 +154,32 @@ def test_a_missing_part_is_named(pack, export_to, tmp_path):
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "gptq", "bits": 3},
         {"quant_method": "awq", "bits": 4, "version": "gemv"},
+        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+        {"quant_method": "gptq", "bits": 4, "format": "bitblas"},
+        {"quant_method": "gptq", "bits": 4, "is_marlin_format": True},
+        {"quant_method": "awq", "bits": 4, "format": "gemv_fast"},
         {"quant_method": "fp8"},
     ],
 )
 def test_other_quantizations_are_refused_by_name(settings):
     with pytest.raises(UnsupportedModel, match=f"quantized by {settings['quant_method']}"):
         Packing.of(settings)
+
+
+@pytest.mark.parametrize("name", ["group_size", "bits"])
+def test_a_setting_that_is_no_number_is_refused_by_name(name):
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128, name: None}
+    with pytest.raises(UnsupportedModel, match=f"{name} = null, which is no whole number"):
+        Packing.of(settings)
+
+
+def test_numbers_may_be_strings_and_names_in_capitals():
+    settings = {"quant_method": "gptq", "bits": "4", "group_size": "64", "checkpoint_format": "GPTQ_V2"}
+    assert Packing.of(settings) == Packing("gptq", 4, 64, 0)
+
+
+def test_the_newer_name_of_the_format_says_which_zero_points_are_stored():
+    assert Packing.of({"quant_method": "gptq", "bits": 4, "format": "gptq_v2"}).zero_offset == 0
 
 
 def test_the_command_says_in_a_line_what_it_does_not_read(llama, copy, change_config, tmp_path, capsys):
