@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
+# What transformers gives every template: one that asks whether tools `is not none` takes what is undefined for some.
+GIVEN = {"add_generation_prompt": True, "tools": None, "documents": None}
 MISSING = "messages needs the package jinja2, which this server does not have: pip install 'gptport[chat]'"
 
 
@@ -42,7 +44,7 @@ class Chat:
             )
         source, tokens = self._files
         template = _compiled(source)
-        given = {"add_generation_prompt": True, **tokens, **variables, "messages": conversation}
+        given = {**GIVEN, **tokens, **variables, "messages": conversation}
         try:
             return str(template.render(given))
         except Exception as error:  # a template may fail in any way

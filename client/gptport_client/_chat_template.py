@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
+# What transformers gives every template: one that asks whether tools `is not none` takes what is undefined for some.
+GIVEN = {"add_generation_prompt": True, "tools": None, "documents": None}
 
 
 class ChatTemplate:
@@ -38,7 +40,7 @@ class ChatTemplate:
         import jinja2
 
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._variables)
+            text = self._template.render(messages=messages, **GIVEN, **self._variables)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidRequest(f"messages do not fit the model's chat template: {error}") from error
         return str(text)

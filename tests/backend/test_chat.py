@@ -14,7 +14,8 @@ from gptport_backend.errors import RequestError
 TEMPLATE = """{{ bos_token }}{% for message in messages %}
     {%- if message.role == 'nobody' %}{{ raise_exception('there is no nobody') }}{% endif -%}
 <|{{ message.role }}|>
-{{ message.content | trim }}{% if tools %} {{ tools | tojson }}{% endif %}
+{{ message.content | trim }}{% if tools is not none %} {{ tools | tojson }}{% endif %}
+{%- if documents is not none %} more{% endif %}
 {% endfor %}
 {% if add_generation_prompt %}<|assistant|>{% generation %}{% endgeneration %}{% endif %}"""
 MESSAGES = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "Grüße <b>世界</b>!"}]

@@ -77,6 +77,7 @@ TEMPLATES = [
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.content == '' %}{% continue %}{% endif %}"
     "{% set ns.n = ns.n + 1 %}{{ ns.n }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "{% if add_generation_prompt %}{{ strftime_now('%Y') }}{% endif %}{{ messages | tojson(indent=2) }}",
+    "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}{{ messages[1].content }}",
 ]
 
 
