@@ -19,10 +19,15 @@ _SPECIAL, _ADDED = "special_tokens_map.json", "added_tokens.json"
 def is_whole(directory: Path, tokenizer: Tokenizer) -> bool:
     """Whether tokenizer.json and tokenizer_config.json have all that the other files of a tokenizer name.
 
+    As to transformers, those are older files: where tokenizer_config.json has an added_tokens_decoder they are not read,
+    elsewhere what special_tokens_map.json says of a role goes before what tokenizer_config.json does.
+
     Raises:
         CheckpointError: one of the files is no JSON object.
     """
     config, special, added = (_read(directory / name) for name in (CONFIG, _SPECIAL, _ADDED))
+    if "added_tokens_decoder" in config:
+        special, added = {}, {}
     roles = {name: value for name, value in special.items() if name.endswith("_token")}
     listed = (
         config.get("added_tokens_decoder", {}).values(),
@@ -31,7 +36,8 @@ def is_whole(directory: Path, tokenizer: Tokenizer) -> bool:
         added,
     )
     texts = {_text(token) for tokens in listed for token in tokens if token}
-    return roles.keys() <= config.keys() and all(tokenizer.token_to_id(text) is not None for text in texts)
+    alike = all(name in config and _text(config[name]) == _text(value) for name, value in roles.items())
+    return alike and all(tokenizer.token_to_id(text) is not None for text in texts)
 
 
 def _text(token: Any) -> str:

@@ -54,6 +54,30 @@ def test_special_tokens_that_only_their_map_names_are_in_a_conversation(gpt2, co
     assert expected == "<|endoftext|>hello<|endoftext|>"
 
 
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"bos_token": None}, "<|endoftext|>"),
+        ({"bos_token": "a"}, "<|endoftext|>"),
+        ({"bos_token": "<|endoftext|>"}, "<|endoftext|>"),
+        ({"bos_token": None, "added_tokens_decoder": {}}, ""),
+    ],
+    ids=["null", "another", "the same", "beside a decoder"],
+)
+def test_a_role_that_two_files_have_is_the_one_that_transformers_takes(
+    gpt2, copy, tmp_path, entries, expected
+):
+    folder = copy(gpt2)
+    template = "{{ bos_token or '' }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} | entries))
+    named(folder, "special_tokens_map.json", bos_token="<|endoftext|>")
+    for name, content in open_checkpoint(str(folder)).tokenizer_files().items():
+        (tmp_path / name).write_bytes(content)
+    messages = [{"role": "user", "content": "hello"}]
+    assert AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False) == expected
+    assert Chat(tmp_path).prompt(json.dumps(messages), None) == expected
+
+
 def test_what_tokenizer_json_has_is_taken_as_it_is(gpt2, copy):
     folder = copy(gpt2)
     named(folder, "special_tokens_map.json", bos_token="<|endoftext|>")
