@@ -318,7 +318,8 @@ def open_checkpoint(
     source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False
 ) -> Checkpoint:
     """The checkpoint of a directory or a hub id; see `locate`."""
-    return located(locate(source, allow_pickle=allow_pickle), trust_remote_code=trust_remote_code)
+    location = locate(source, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    return located(location, trust_remote_code=trust_remote_code)
 
 
 def located(location: Location, *, trust_remote_code: bool = False) -> Checkpoint:

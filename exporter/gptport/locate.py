@@ -16,6 +16,8 @@ from .errors import CheckpointError, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_CODE = "*.py"
+_PICKLES = "pytorch_model*.bin"
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class Location:
     sha256: Future[str] = field(compare=False, repr=False)
 
 
-def locate(source: str, *, allow_pickle: bool = False) -> Location:
+def locate(source: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Location:
     """Find a checkpoint, fetching it from the hub if `source` is a hub id.
 
     Args:
         source: a directory, or a hub id such as `openai-community/gpt2`.
         allow_pickle: take pickled weights, which can run any code that their author wrote, where there is nothing else.
+        trust_remote_code: fetch its Python code too; nothing here runs it.
 
     Raises:
         CheckpointError: it is not there, or not a checkpoint.
@@ -51,7 +54,7 @@ def locate(source: str, *, allow_pickle: bool = False) -> Location:
     if directory.is_file():
         raise CheckpointError(f"{source} is a file; give the directory that it is in")
     if not directory.is_dir():
-        directory = _download(source)
+        directory = _download(source, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     format_, files = _weights(directory, allow_pickle=allow_pickle)
     config = directory / "config.json"
     if format_ != "gguf" and not config.is_file():
@@ -82,7 +85,7 @@ def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, .
     for format_, pattern in (
         ("safetensors", "*.safetensors"),
         ("gguf", "*.gguf"),
-        ("pickle", "pytorch_model*.bin"),
+        ("pickle", _PICKLES),
     ):
         files = tuple(sorted(directory.glob(pattern)))
         if format_ == "safetensors" and files:
@@ -122,14 +125,18 @@ def _indexed(directory: Path, files: tuple[Path, ...], single: str) -> tuple[Pat
     return tuple(directory / shard for shard in shards)
 
 
-def _download(source: str) -> Path:
+def _download(source: str, *, allow_pickle: bool, trust_remote_code: bool) -> Path:
     if not _HUB_ID.fullmatch(source) or source.startswith((".", "/")):
         raise CheckpointError(f"{source} is not a directory")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=_WANTED))
+        wanted = [*_WANTED, _CODE] if trust_remote_code else _WANTED
+        directory = Path(snapshot_download(source, allow_patterns=wanted))
+        if allow_pickle and not any(directory.glob("*.safetensors")):
+            snapshot_download(source, allow_patterns=_PICKLES)
+        return directory
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{source} is neither a directory nor a model on the hub that you may read"

@@ -49,7 +49,11 @@ def run(options: argparse.Namespace) -> None:
     from .. import locate
 
     location = (
-        locate.locate(options.checkpoint, allow_pickle=options.allow_pickle) if options.checkpoint else None
+        locate.locate(
+            options.checkpoint, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code
+        )
+        if options.checkpoint
+        else None
     )
     from .. import checkpoint, console
     from .. import export_adapter as adapters
