@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from .quantize import Blocks
 
 _GENERATION_FILE = "generation_config.json"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", _GENERATION_FILE)
+_TEMPLATE = "chat_template.jinja"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, _GENERATION_FILE)
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class Checkpoint(Location):
         """Name → content of the tokenizer's files and of generation_config.json; `tokenizer.json` is always there.
 
         Raises:
-            CheckpointError: the checkpoint has no tokenizer that can be written as tokenizer.json.
+            CheckpointError: the checkpoint has no tokenizer that can be written as tokenizer.json, or its template is no text.
         """
         files = {
             name: (self.directory / name).read_bytes()
@@ -225,6 +226,12 @@ class Checkpoint(Location):
             files = {**files, **self._converted_tokenizer()}
         if not _tokenizer(self.directory, files["tokenizer.json"]).get_vocab_size(with_added_tokens=False):
             raise CheckpointError(f"{self.directory} has no tokenizer; put its tokenizer.json there")
+        try:
+            files.get(_TEMPLATE, b"").decode()
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{self.directory / _TEMPLATE} is no UTF-8: {error}; fetch it again, or convert it"
+            ) from error
         return files
 
     def _converted_tokenizer(self) -> dict[str, bytes]:

@@ -125,7 +125,9 @@ def export(
     serving = serving or triton_config.Serving()
     serving.check(precision.dtype_name)
     if adapters and precision.dtype_name == "bfloat16":
-        raise UsageError(f"--lora does not go with {precision.name}: adapters are float32 or float16")
+        raise UsageError(
+            "--lora does not go with bfloat16 (bf16, or --compute bf16): adapters are float32 or float16"
+        )
     precision = _as_stored(checkpoint, precision)
     text = evaluation_text(evaluation)
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:

@@ -17,6 +17,7 @@ from .errors import CheckpointError, first_line
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _CODE = "*.py"
+_POINTER = b"version https://git-lfs."  # how the file begins that git has in place of a large one
 _PICKLES = "pytorch_model*.bin"
 
 
@@ -56,6 +57,8 @@ def locate(source: str, *, allow_pickle: bool = False, trust_remote_code: bool =
     if not directory.is_dir():
         directory = _download(source, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     format_, files = _weights(directory, allow_pickle=allow_pickle)
+    for path in files:
+        _check_fetched(path)
     config = directory / "config.json"
     if format_ != "gguf" and not config.is_file():
         raise CheckpointError(
@@ -63,6 +66,14 @@ def locate(source: str, *, allow_pickle: bool = False, trust_remote_code: bool =
         )
     name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
     return Location(name, directory, format_, files, hashing([p for p in (config, *files) if p.is_file()]))
+
+
+def _check_fetched(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{path} is a pointer of Git LFS instead of the weights; fetch them there with: git lfs pull"
+            )
 
 
 def hashing(paths: list[Path]) -> Future[str]:

@@ -223,6 +223,27 @@ def test_a_damaged_tokenizer(refused, gpt2, copy):
     assert "tokenizer" in refused(folder)
 
 
+def test_a_chat_template_that_is_no_text(refused, gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "chat_template.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
+    assert "chat_template.jinja is no UTF-8: " in refused(folder)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_the_weights(refused, gpt2, copy):
+    folder = copy(gpt2)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548105171\n"
+    (folder / "model.safetensors").write_text(pointer)
+    line = refused(folder)
+    assert "model.safetensors is a pointer of Git LFS" in line
+    assert "git lfs pull" in line
+
+
+@pytest.mark.parametrize("options", [("--precision", "bf16"), ("--precision", "int4", "--compute", "bf16")])
+def test_adapters_in_bfloat16(refused, gpt2, options):
+    line = refused(gpt2, "--lora", *options, code=2)
+    assert "--lora does not go with bfloat16" in line
+
+
 def test_pickled_weights_are_not_read(refused, gpt2, copy):
     assert "pytorch_model.bin" in (line := refused(pickled(copy(gpt2))))
     assert "pass --allow-pickle if you trust its author" in line
