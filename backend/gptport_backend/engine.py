@@ -42,7 +42,7 @@ NOTHING_TO_CHOOSE = (
     "there is no token to choose: either the model computed logits that are not finite numbers, or repetition_penalty "
     "made them so, or bad_words, logit_bias_values, min_tokens and the form asked for leave none"
 )
-IDLE_SECONDS = 10.0  # without work, until the memory of the cache is given back
+IDLE_SECONDS = 10.0  # without work, until the memory that is for work alone is given back
 STOP_SECONDS = (
     2.0  # for the step that runs while the engine is closed; a sink may also hang if the server is dead
 )
@@ -148,14 +148,22 @@ class Engine:
         with self._wake:
             while not self._inbox and not self._scheduler.busy and self._deadline is None:
                 if not self._wake.wait(IDLE_SECONDS) and self._cache.bytes:
-                    self._cache.release()
-                    self._publish()
+                    self._rest()
             while self._inbox:
                 self._scheduler.add(self._inbox.popleft())
             overdue = self._deadline is not None and time.monotonic() >= self._deadline
         if overdue:
             self._fail([*self._scheduler.running, *self._scheduler.waiting], "the server is shutting down")
         return self._scheduler.busy or self._deadline is None
+
+    def _rest(self) -> None:
+        """Give back the memory that is for work alone."""
+        try:
+            self._runner.shrink(self._cache)
+        except Exception:
+            log.exception("memory of onnxruntime could not be given back")
+        self._cache.release()
+        self._publish()
 
     def _step(self) -> None:
         """One turn of the loop: a request passes through it from top to bottom."""

@@ -16,6 +16,7 @@ from gptport_backend.errors import BackendError
 
 Shape = tuple[int, int, int, int]
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+_LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,12 @@ class CudaMemory:
         if status:
             self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
             raise BackendError(f"CUDA failed: {self._runtime.cudaGetErrorString(status).decode()}")
+
+
+def trim() -> None:
+    """Give pages that malloc holds, and nothing uses, back to the system; a C library other than glibc does as it does."""
+    if hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
 
 
 def _available() -> int:

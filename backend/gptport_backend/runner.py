@@ -10,7 +10,7 @@ import onnxruntime
 
 from gptport_backend.adapters import Adapters
 from gptport_backend.errors import LoadError
-from gptport_backend.memory import CudaMemory, HostMemory, Memory
+from gptport_backend.memory import CudaMemory, HostMemory, Memory, trim
 from gptport_backend.side_by_side import SideBySide
 
 if TYPE_CHECKING:
@@ -109,6 +109,19 @@ class Runner:
             self._logits[:rows],
         )
 
+    def shrink(self, cache: KVCache) -> None:
+        """Let onnxruntime give back what the largest steps took of its arena on the CPU, at the end of a step of one token.
+
+        The first position of row 0 of the cache is lost.
+        """
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        first = self._token_ids[:1], self._positions[:1], self._last[:1]
+        for array in first:
+            array[:] = 0
+        self._run(self._decode_binding(cache, 1), *first, self._logits[:1], options)
+        trim()
+
     def _decode_binding(self, cache: KVCache, rows: int) -> onnxruntime.IOBinding:
         generations = cache.generation, self._side_by_side.generation
         if self._bound_generations != generations or len(self._decode_bindings) > MOST_BINDINGS:
@@ -146,6 +159,7 @@ class Runner:
         positions: NDArray[Any],
         last: NDArray[Any],
         logits: NDArray[Any],
+        options: onnxruntime.RunOptions | None = None,
     ) -> NDArray[Any]:
         # Bound anew for every run, which costs microseconds: onnxruntime copies host inputs to another device
         # when they are bound, not when the graph runs.
@@ -154,7 +168,7 @@ class Runner:
         _bind_host(binding.bind_input, roles["position_ids"], positions)
         _bind_host(binding.bind_input, roles["seqlens_k"], last)
         _bind_host(binding.bind_output, roles["logits"], logits)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         return logits
 
 

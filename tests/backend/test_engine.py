@@ -7,6 +7,7 @@ import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 import tiny_gpt
@@ -14,6 +15,8 @@ from conftest import Served, continuation_of
 from gptport_backend import manifest as manifests
 from gptport_backend.engine import EngineOptions
 from gptport_backend.errors import RequestError, Unavailable
+from gptport_backend.kv_cache import KVCache
+from gptport_backend.runner import Runner, RunnerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +43,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.005)
+
+
+def own_memory() -> int:
+    """Bytes that this process alone has."""
+    own: int = psutil.Process().memory_full_info().uss
+    return own
 
 
 def slots_in_use(served: Served) -> int:
@@ -271,6 +280,18 @@ def test_memory_is_given_back_when_idle(
     assert served.engine._tally.cache_bytes >= 0
     wait_until(lambda: served.engine._cache.bytes == 0)
     assert served.ask(text_input="hello", max_tokens=3).wait().finish_reason == "length"
+
+
+def test_what_onnxruntime_took_for_large_steps_is_given_back_too(version_dir: Path) -> None:
+    runner = Runner(manifests.read(version_dir), version_dir, RunnerOptions(threads=1), max_slots=32)
+    cache = KVCache(runner._manifest.cache, 32, 256, runner.memory)
+    cache.reserve(32, 256, [])
+    runner.decode(cache, [1], [0])
+    before = own_memory()
+    runner.prefill(cache, 0, [[1] * 200] * 32, 0)
+    large = own_memory()
+    runner.shrink(cache)
+    assert own_memory() - before < (large - before) / 2
 
 
 def test_closing_finishes_what_runs_and_takes_no_more(serve: Callable[..., Served]) -> None:
