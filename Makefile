@@ -61,7 +61,7 @@ deployment: $(STAMP) ## the tests of docker/ and kubernetes/, with HAProxy, Prom
 architectures: $(STAMP) ## export a small model of each architecture that transformers knows; writes docs/architectures.md
 	@$(BIN)/python tests/exporter/architectures.py
 
-bench-export: $(STAMP) ## measure decoding and exporting against peers; about an hour, BENCH=--quick for less
+bench-export: $(STAMP) ## measure decoding and exporting against peers; about 20 minutes once the peers are installed, BENCH=--quick for less
 	@$(BENCHMARK) all $(BENCH)
 
 bench-serve: $(STAMP) ## measure serving, through Triton, against vLLM; about 25 minutes, BENCH=--quick for less
