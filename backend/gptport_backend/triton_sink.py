@@ -21,9 +21,8 @@ class TritonSink:
     """The answers to one request on Triton's side."""
 
     def __init__(self, request: Any, outbox: Outbox, watch: Watch) -> None:
-        sender = self._sender = (
-            request.get_response_sender()
-        )  # what is watched holds it, not self: that were a cycle
+        # What is watched holds the sender, not self: that were a cycle.
+        sender = self._sender = request.get_response_sender()
         self._outputs = frozenset(request.requested_output_names())
         self._outbox = outbox
         self._watched = watch.add(lambda: bool(sender.is_cancelled()))

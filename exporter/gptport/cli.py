@@ -109,9 +109,7 @@ def _export(options: argparse.Namespace) -> None:
     serving.check(chosen.dtype_name)
     if options.name is not None:
         repository.checked_name(options.name)
-    location = locate.locate(
-        options.checkpoint, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code
-    )
+    location = locate.asked_for(options)
     allocator.let_threads_sleep()
     gc.disable()  # what is imported stays; looking through it for what could go is a sixth of the time
     from . import checkpoint, console, export, report

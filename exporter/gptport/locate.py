@@ -11,8 +11,12 @@ import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import CheckpointError, first_line
+
+if TYPE_CHECKING:
+    import argparse
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -66,6 +70,13 @@ def locate(source: str, *, allow_pickle: bool = False, trust_remote_code: bool =
         )
     name = directory.resolve().name if Path(source).is_dir() else source.rsplit("/", 1)[-1]
     return Location(name, directory, format_, files, hashing([p for p in (config, *files) if p.is_file()]))
+
+
+def asked_for(options: argparse.Namespace) -> Location:
+    """`locate` the checkpoint of a command line, as its options allow."""
+    return locate(
+        options.checkpoint, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code
+    )
 
 
 def _check_fetched(path: Path) -> None:

@@ -48,13 +48,7 @@ def run(options: argparse.Namespace) -> None:
     """The command."""
     from .. import locate
 
-    location = (
-        locate.locate(
-            options.checkpoint, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code
-        )
-        if options.checkpoint
-        else None
-    )
+    location = locate.asked_for(options) if options.checkpoint else None
     from .. import checkpoint, console
     from .. import export_adapter as adapters
 

@@ -64,9 +64,7 @@ def run(options: argparse.Namespace) -> int:
 def _compare(folder: Path, options: argparse.Namespace) -> None:
     from .. import locate
 
-    location = locate.locate(
-        options.checkpoint, allow_pickle=options.allow_pickle, trust_remote_code=options.trust_remote_code
-    )
+    location = locate.asked_for(options)
     from .. import checkpoint, console, recheck
 
     console.quiet_transformers()
