@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -11,11 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from gptport_backend.errors import RequestError, Unavailable
+from gptport_backend.errors import NothingToChoose, RequestError, Unavailable
 from gptport_backend.intake import Intake
 from gptport_backend.kv_cache import KVCache
+from gptport_backend.logits import HostLogits
 from gptport_backend.metrics import Publisher, Tally
 from gptport_backend.prefix_cache import PrefixCache
 from gptport_backend.reuse import Reuse
@@ -25,12 +23,13 @@ from gptport_backend.scheduler import Prefill, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from gptport_backend.beams import BeamSearch
     from gptport_backend.generation import Generation, Vocabulary
+    from gptport_backend.logits import StepLogits
     from gptport_backend.manifest import Manifest
     from gptport_backend.request import GenerationRequest
     from gptport_backend.runner import Runner
@@ -38,10 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOTHING_TO_CHOOSE = (
-    "there is no token to choose: either the model computed logits that are not finite numbers, or repetition_penalty "
-    "made them so, or bad_words, logit_bias_values, min_tokens and the form asked for leave none"
-)
 IDLE_SECONDS = 10.0  # without work, until the memory that is for work alone is given back
 STOP_SECONDS = (
     2.0  # for the step that runs while the engine is closed; a sink may also hang if the server is dead
@@ -211,16 +206,17 @@ class Engine:
         first = prefill.sequences[0]
         with self._tally.timed("prefill"):
             if first.chunk is None:
-                logits = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
+                last = self._runner.prefill(self._cache, prefill.first_row, tokens, prefill.start)
             else:
-                logits = self._runner.extend(self._cache, prefill.first_row, tokens[0], prefill.start)
+                each = self._runner.extend(self._cache, prefill.first_row, tokens[0], prefill.start)
+                last = HostLogits(each[-1:])
         for generation, ids in zip(prefill.sequences, tokens, strict=True):
             generation.computed += len(ids)
             self._tally.input_tokens += len(ids)
         if first.chunk is not None:
-            self._advance(first, partial(first.score_prompt, prefill.start, logits))
+            self._advance(first, partial(first.score_prompt, prefill.start, each))
         if first.computed == len(first.context) and first in self._scheduler.running:
-            self._emit(prefill.sequences, logits[-len(prefill.sequences) :])
+            self._emit(prefill.sequences, last)
 
     def _decode(self, generations: list[Generation]) -> None:
         used = self._rows.reserve(max(generation.computed for generation in generations) + 1)
@@ -241,46 +237,39 @@ class Engine:
             logits = self._runner.extend(self._cache, 0, [generation.last_token, *guess], used)
         for row, token in enumerate((*guess, None)):
             generation.computed += 1  # what the cache has behind it is overwritten by the next step
-            self._emit([generation], logits[row : row + 1])
+            self._emit([generation], HostLogits(logits[row : row + 1]))
             if generation.last_token != token or not self._scheduler.running:
                 return
             self._tally.right_guesses += 1
 
-    def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: NDArray[Any]) -> None:
+    def _emit(self, generations: list[Generation] | tuple[Generation, ...], logits: StepLogits) -> None:
         """Sample a token for each row and pass it on, or let its search go on; whoever is done leaves."""
-        logits = logits.astype(np.float32, copy=False)
         searches = {generation.search for generation in generations if generation.search}
         for search in searches:
             with self._tally.timed("sample"):
-                self._search(search, logits[[generations.index(beam) for beam in search.beams]])
-        if searches:
-            rows = [row for row, generation in enumerate(generations) if generation.search is None]
-            generations, logits = [generations[row] for row in rows], logits[rows]
-        if not generations:
+                self._search(search, logits.on_host([generations.index(beam) for beam in search.beams]))
+        rows = [row for row, generation in enumerate(generations) if generation.search is None]
+        if not rows:
             return
+        generations = [generations[row] for row in rows]
         with self._tally.timed("sample"):
-            tokens = sample(logits, [generation.sampler for generation in generations])
+            tokens = sample(logits, rows, [generation.sampler for generation in generations])
         with self._tally.timed("answer"):
-            self._pass_on(generations, tokens, logits)
+            self._pass_on(generations, tokens)
 
-    def _pass_on(
-        self,
-        generations: list[Generation] | tuple[Generation, ...],
-        tokens: list[int | Exception],
-        logits: NDArray[Any],
-    ) -> None:
+    def _pass_on(self, generations: list[Generation], tokens: list[int | Exception]) -> None:
         now = time.monotonic()
-        for generation, token, row in zip(generations, tokens, logits, strict=True):
-            if isinstance(token, Exception):
+        for generation, token in zip(generations, tokens, strict=True):
+            if isinstance(token, NothingToChoose):
+                self._fail([generation], str(token))
+            elif isinstance(token, Exception):
                 log.error("a request failed", exc_info=token)
                 self._fail([generation], f"the engine failed: {token}")
-            elif not math.isfinite(row[token]):
-                self._fail([generation], generation.sampler.error or NOTHING_TO_CHOOSE)
             else:
                 self._count_token(generation, now)
                 self._advance(generation, partial(generation.accept, token))
 
-    def _search(self, search: BeamSearch, logits: NDArray[Any]) -> None:
+    def _search(self, search: BeamSearch, logits: NDArray[np.float32]) -> None:
         """One step of a beam search."""
         now = time.monotonic()
         for beam in search.beams:

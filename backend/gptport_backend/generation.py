@@ -38,6 +38,7 @@ class Vocabulary:
     """What turns tokens into text and ends it, the same for all requests of a model."""
 
     tokenizer: Tokenizer
+    size: int  # of the logits; a tokenizer may have more tokens
     unsettled: frozenset[int]
     longest_token: int  # in characters
     eos: frozenset[int]
@@ -48,7 +49,8 @@ class Vocabulary:
     def of(cls, tokenizer: Tokenizer, size: int, eos: frozenset[int], chat: Chat) -> Vocabulary:
         """The vocabulary of `tokenizer` and of logits `[size]`, in which the ids `eos` end a text."""
         longest = max(map(len, tokenizer.get_vocab()))
-        return cls(tokenizer, unsettled_tokens(tokenizer), longest, eos, Grammars(tokenizer, size, eos), chat)
+        grammars = Grammars(tokenizer, size, eos)
+        return cls(tokenizer, size, unsettled_tokens(tokenizer), longest, eos, grammars, chat)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> tuple[int, ...]:
         """The ids of a text."""
@@ -60,7 +62,11 @@ class Vocabulary:
         """The tokens that must not come in the answer to `request`."""
         texts = [text for word in request.bad_words for text in (word, f" {word}")]
         words = {tuple(self.tokenizer.encode(text, add_special_tokens=False).ids) for text in texts}
-        return Forbidden(tuple(self.eos.union(request.stop_token_ids)), tuple(filter(None, words)))
+        ends = self.eos.union(request.stop_token_ids)
+        return Forbidden(
+            tuple(token for token in ends if token < self.size),
+            tuple(word for word in words if word and word[-1] < self.size),
+        )
 
 
 class Generation(Sequence):

@@ -85,6 +85,7 @@ class Manifest:
     cache: CacheSpec
     files: tuple[FileSpec, ...]
     lora: tuple[AdaptedProjection, ...] = ()
+    sampler: str | None = None  # the graph that draws tokens; older exports have none
 
     def tensor(self, role: str) -> TensorSpec:
         """The tensor that plays `role`."""
@@ -179,6 +180,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
             AdaptedProjection(str(item["down"]), str(item["up"]), str(item["rows"]))
             for item in document.get("lora", ())
         ),
+        sampler=document.get("sampler"),
     )
 
 
@@ -208,5 +210,6 @@ def _check_names(manifest: Manifest, path: Path) -> None:
     for file in manifest.files:
         if Path(file.name).name != file.name:
             raise LoadError(f"{path} names the file {file.name!r} outside of its directory")
-    if manifest.graph not in {file.name for file in manifest.files}:
-        raise LoadError(f"{path} has no sha256 of the graph {manifest.graph!r}; export the model again")
+    for graph in filter(None, (manifest.graph, manifest.sampler)):
+        if graph not in {file.name for file in manifest.files}:
+            raise LoadError(f"{path} has no sha256 of the graph {graph!r}; export the model again")

@@ -7,12 +7,15 @@ import math
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnxruntime
 
 from gptport_backend.errors import BackendError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
 
 Shape = tuple[int, int, int, int]
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -55,6 +58,9 @@ class Memory(Protocol):
     def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
         """Copy the first `used` positions of a row; the buffers may differ in length."""
 
+    def read(self, buffer: Buffer, row: int, dtype: DTypeLike) -> NDArray[Any]:
+        """A row of a buffer of `dtype`, copied to an array `[heads, length, dim]` on the host."""
+
 
 class HostMemory:
     """The memory of the CPU."""
@@ -81,13 +87,16 @@ class HostMemory:
     def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
         target.owner[target_row, :, :used] = source.owner[source_row, :, :used]
 
+    def read(self, buffer: Buffer, row: int, dtype: DTypeLike) -> NDArray[Any]:
+        return np.array(buffer.owner[row], dtype)
+
 
 class CudaMemory:
     """The memory of a CUDA device. onnxruntime allocates it, the CUDA runtime copies within it."""
 
     device = "cuda"
     share = 0.8
-    _DEVICE_TO_DEVICE = 3
+    _DEVICE_TO_HOST, _DEVICE_TO_DEVICE = 2, 3
 
     def __init__(self, device_id: int) -> None:
         self.device_id = device_id
@@ -123,6 +132,18 @@ class CudaMemory:
                 self._DEVICE_TO_DEVICE,
             )
         )
+
+    def read(self, buffer: Buffer, row: int, dtype: DTypeLike) -> NDArray[Any]:
+        array = np.empty(buffer.shape[1:], dtype)
+        self._check(
+            self._runtime.cudaMemcpy(
+                ctypes.c_void_p(array.ctypes.data),
+                ctypes.c_void_p(buffer.row_address(row)),
+                ctypes.c_size_t(buffer.row_bytes),
+                self._DEVICE_TO_HOST,
+            )
+        )
+        return array
 
     def _check(self, status: int) -> None:
         if status:

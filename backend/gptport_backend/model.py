@@ -20,7 +20,7 @@ from gptport_backend.orphan import end_with_parent
 from gptport_backend.outbox import Outbox
 from gptport_backend.parameters import PARAMETERS, complete
 from gptport_backend.request import parse, unknown_input
-from gptport_backend.runner import Runner, RunnerOptions
+from gptport_backend.runner import SAMPLERS, Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 from gptport_backend.triton_sink import TritonSink
 from gptport_backend.watch import Watch
@@ -56,7 +56,10 @@ class TritonPythonModel:
         )
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
         runner_options = RunnerOptions(
-            device, int(args["model_instance_device_id"]), **_integers(config, "threads")
+            device,
+            int(args["model_instance_device_id"]),
+            **_integers(config, "threads"),
+            sampler=_sampler(config),
         )
         with manifests.verifying(manifest, self._version_dir):
             runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
@@ -141,6 +144,16 @@ def _integers(config: dict[str, Any], *names: str, least: int = 1) -> dict[str, 
             )
         values[name] = int(text)
     return values
+
+
+def _sampler(config: dict[str, Any]) -> str | None:
+    """The parameter `sampler` of config.pbtxt: where tokens are drawn; None if it is not there."""
+    place = config.get("parameters", {}).get("sampler", {}).get("string_value")
+    if place not in (None, *SAMPLERS):
+        raise LoadError(
+            f"the parameter sampler in config.pbtxt is {place!r}; it must be {' or '.join(SAMPLERS)}"
+        )
+    return None if place is None else str(place)
 
 
 def _tokenizer(version_dir: Path) -> Tokenizer:

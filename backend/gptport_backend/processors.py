@@ -15,7 +15,28 @@ if TYPE_CHECKING:
     from gptport_backend.request import SamplingParameters
 
 Logits: TypeAlias = NDArray[np.float32]
-Step: TypeAlias = "Callable[[Logits], None]"
+Step: TypeAlias = "Callable[[], Change]"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of the logits of `ids [n]`, none of them twice.
+
+    `values [n]` are added to them; if it `scales`, they divide those above 0 and multiply the others.
+    """
+
+    ids: NDArray[np.int64]
+    values: NDArray[np.float32]
+    scales: bool = False
+
+    def apply(self, logits: Logits) -> None:
+        """Change `logits [vocab]` in place."""
+        if not self.scales:
+            logits[self.ids] += self.values
+            return
+        found = logits[self.ids]
+        with np.errstate(over="ignore"):
+            logits[self.ids] = np.where(found > 0, found / self.values, found * self.values)
 
 
 class History:
@@ -54,7 +75,7 @@ ALLOW_ALL = Forbidden()
 
 
 def steps(parameters: SamplingParameters, forbidden: Forbidden, history: History) -> tuple[Step, ...]:
-    """Those steps that the parameters ask for, in their order; each changes `logits [vocab]` in place."""
+    """Those steps that the parameters ask for, in their order; at most one scales."""
     composed: list[Step] = []
     if parameters.logit_bias:
         composed.append(_bias(parameters.logit_bias))
@@ -71,23 +92,16 @@ def steps(parameters: SamplingParameters, forbidden: Forbidden, history: History
 
 def _bias(bias: tuple[tuple[int, float], ...]) -> Step:
     ids = np.array([token for token, _ in bias], np.int64)
-    values = np.array([value for _, value in bias], np.float32)
-
-    def add(logits: Logits) -> None:
-        logits[ids] += values
-
-    return add
+    change = Change(ids, np.array([value for _, value in bias], np.float32))
+    return lambda: change
 
 
 def _repetition_penalty(penalty: float, history: History) -> Step:
     """Of Keskar et al. 2019 (CTRL), on the tokens of prompt and answer."""
-    factor = np.float32(penalty)
 
-    def penalize(logits: Logits) -> None:
+    def penalize() -> Change:
         ids = history.seen
-        values = logits[ids]
-        with np.errstate(over="ignore"):
-            logits[ids] = np.where(values > 0, values / factor, values * factor)
+        return Change(ids, np.full(ids.size, penalty, np.float32), scales=True)
 
     return penalize
 
@@ -95,30 +109,27 @@ def _repetition_penalty(penalty: float, history: History) -> Step:
 def _penalties(presence: float, frequency: float, history: History) -> Step:
     """Of OpenAI's API: on the tokens of the answer, once and for each time that they came."""
 
-    def penalize(logits: Logits) -> None:
+    def penalize() -> Change:
         ids = np.fromiter(history.generated, np.int64)
         counts = np.fromiter(history.generated.values(), np.float32)
-        logits[ids] -= np.float32(presence) + np.float32(frequency) * counts
+        return Change(ids, -(np.float32(presence) + np.float32(frequency) * counts))
 
     return penalize
 
 
 def _bad_words(words: tuple[tuple[int, ...], ...], history: History) -> Step:
-    def forbid(logits: Logits) -> None:
-        for *beginning, last in words:
-            if last >= logits.size:  # a tokenizer may have more tokens than the model
-                continue
-            if not beginning or history.tokens[-len(beginning) :] == beginning:
-                logits[last] = -np.inf
+    def forbid() -> Change:
+        tokens = history.tokens
+        found = {last for *first, last in words if not first or tokens[-len(first) :] == first}
+        return _never(np.fromiter(found, np.int64))
 
     return forbid
 
 
 def _min_tokens(least: int, ends: tuple[int, ...], history: History) -> Step:
-    ids = np.array(ends, np.int64)
+    change, nothing = _never(np.array(ends, np.int64)), _never(np.empty(0, np.int64))
+    return lambda: change if history.count < least else nothing
 
-    def forbid(logits: Logits) -> None:
-        if history.count < least:
-            logits[ids] = -np.inf
 
-    return forbid
+def _never(ids: NDArray[np.int64]) -> Change:
+    return Change(ids, np.full(ids.size, -np.inf, np.float32))

@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime
 
 from gptport_backend.adapters import Adapters
+from gptport_backend.device_sampling import DeviceSampler
 from gptport_backend.errors import LoadError
+from gptport_backend.logits import DeviceLogits, HostLogits, StepLogits
 from gptport_backend.memory import CudaMemory, HostMemory, Memory, trim
 from gptport_backend.side_by_side import SideBySide
 
@@ -26,16 +28,26 @@ if TYPE_CHECKING:
 
 ERRORS = 3  # of onnxruntime's log; among its warnings is one for each optional input with a default
 MOST_BINDINGS = 256  # of decode steps: one for each way that adapters are spread over the rows
+SAMPLERS = ("graph", "host")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class RunnerOptions:
-    """How the graph runs: `device` cpu or cuda; CPU `threads`, None for as many as onnxruntime chooses."""
+    """How the graph runs: `device` cpu or cuda; CPU `threads`, None for as many as onnxruntime chooses.
+
+    `sampler` says where tokens are drawn: on the `host`, or by a `graph` on the device; None for what suits the device.
+    """
 
     device: str = "cpu"
     device_id: int = 0
     threads: int | None = None
+    sampler: str | None = None
+
+    @property
+    def draws_on_device(self) -> bool:
+        """Whether tokens are drawn by a graph."""
+        return self.sampler == "graph" or (self.sampler is None and self.device != "cpu")
 
 
 class Runner:
@@ -50,6 +62,7 @@ class Runner:
         self._token_ids = np.zeros((max_slots, 1), manifest.tensor("input_ids").dtype)
         self._positions = np.zeros((max_slots, 1), manifest.tensor("position_ids").dtype)
         self._last = np.zeros(max_slots, manifest.tensor("seqlens_k").dtype)
+        self._sampler = self._device_sampler(version_dir, options, max_slots)
         self.adapters = Adapters(manifest, version_dir)
         self._side_by_side = SideBySide(manifest.lora, self.memory)
         self._adapters: Rows = ()
@@ -63,14 +76,14 @@ class Runner:
 
     def prefill(
         self, cache: KVCache, first_row: int, tokens: Sequence[Sequence[int]], start: int
-    ) -> NDArray[Any]:
+    ) -> StepLogits:
         """Compute `tokens`, a list a row from `first_row` on; returns logits `[rows, vocab]` of the last.
 
         `start` tokens are in the cache already; unless it is 0, there may be only one row.
         The result is valid until the next call.
         """
         binding, _held = self._binding(cache, first_row, len(tokens))
-        return self._run(binding, *self._chunk(tokens, start), self._logits[: len(tokens)])
+        return self._run_step(binding, *self._chunk(tokens, start))
 
     def extend(self, cache: KVCache, row: int, tokens: Sequence[int], start: int) -> NDArray[Any]:
         """Compute `tokens` of one row, behind the `start` tokens there; returns logits of each, `[tokens, vocab]`."""
@@ -78,7 +91,8 @@ class Runner:
         offsets = onnxruntime.OrtValue.ortvalue_from_numpy(np.arange(len(tokens) - 1, -1, -1, np.int64))
         binding.bind_ortvalue_input(self._manifest.roles["logits_offsets"], offsets)
         logits = np.empty((len(tokens), *self._logits.shape[1:]), self._logits.dtype)
-        return self._run(binding, *self._chunk([tokens], start), logits)
+        self._run(binding, *self._chunk([tokens], start), logits)
+        return logits
 
     def _chunk(
         self, tokens: Sequence[Sequence[int]], start: int
@@ -92,7 +106,7 @@ class Runner:
         last = np.array([start + len(ids) - 1 for ids in tokens], self._last.dtype)
         return token_ids, positions.repeat(rows, axis=0), last
 
-    def decode(self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[Any]:
+    def decode(self, cache: KVCache, tokens: Sequence[int], lengths: Sequence[int]) -> StepLogits:
         """Compute a token for each row, behind the `lengths` tokens there; returns logits `[rows, vocab]`.
 
         The result is valid until the next call.
@@ -101,13 +115,8 @@ class Runner:
         self._token_ids[:rows, 0] = tokens
         self._positions[:rows, 0] = lengths
         self._last[:rows] = lengths
-        return self._run(
-            self._decode_binding(cache, rows),
-            self._token_ids[:rows],
-            self._positions[:rows],
-            self._last[:rows],
-            self._logits[:rows],
-        )
+        binding = self._decode_binding(cache, rows)
+        return self._run_step(binding, self._token_ids[:rows], self._positions[:rows], self._last[:rows])
 
     def shrink(self, cache: KVCache) -> None:
         """Let onnxruntime give back what the largest steps took of its arena on the CPU, at the end of a step of one token.
@@ -152,24 +161,52 @@ class Runner:
             binding.bind_input(names.past, *place)
             binding.bind_output(names.present, *place)
 
+    def _run_step(
+        self,
+        binding: onnxruntime.IOBinding,
+        token_ids: NDArray[Any],
+        positions: NDArray[Any],
+        last: NDArray[Any],
+    ) -> StepLogits:
+        rows = len(last)
+        if self._sampler is None:
+            self._run(binding, token_ids, positions, last, self._logits[:rows])
+            return HostLogits(self._logits[:rows])
+        self._run(binding, token_ids, positions, last, None)
+        return DeviceLogits(self._sampler, rows)
+
     def _run(
         self,
         binding: onnxruntime.IOBinding,
         token_ids: NDArray[Any],
         positions: NDArray[Any],
         last: NDArray[Any],
-        logits: NDArray[Any],
+        logits: NDArray[Any] | None,
         options: onnxruntime.RunOptions | None = None,
-    ) -> NDArray[Any]:
+    ) -> None:
+        """The logits go to that array, or, with None, to where the device's sampler has them."""
         # Bound anew for every run, which costs microseconds: onnxruntime copies host inputs to another device
         # when they are bound, not when the graph runs.
         roles = self._manifest.roles
         _bind_host(binding.bind_input, roles["input_ids"], token_ids)
         _bind_host(binding.bind_input, roles["position_ids"], positions)
         _bind_host(binding.bind_input, roles["seqlens_k"], last)
-        _bind_host(binding.bind_output, roles["logits"], logits)
+        if logits is not None:
+            _bind_host(binding.bind_output, roles["logits"], logits)
+        else:
+            assert self._sampler is not None
+            self._sampler.bind_logits(binding.bind_output, roles["logits"], len(last))
         self._session.run_with_iobinding(binding, options)
-        return logits
+
+    def _device_sampler(
+        self, version_dir: Path, options: RunnerOptions, max_slots: int
+    ) -> DeviceSampler | None:
+        graph = self._manifest.sampler
+        if not options.draws_on_device or graph is None:
+            return None
+        session = _session(version_dir / graph, options)
+        dtype = self._manifest.tensor("logits").dtype
+        return DeviceSampler(session, self.memory, max_slots, self._manifest.vocab_size, dtype)
 
 
 def _bind_host(bind: Any, name: str, array: NDArray[Any]) -> None:

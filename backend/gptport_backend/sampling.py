@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gptport_backend.errors import NothingToChoose
 from gptport_backend.likelihood import Logprobs, in_order, likeliest
 from gptport_backend.processors import ALLOW_ALL, Forbidden, History, Logits, steps
 
@@ -16,12 +19,31 @@ if TYPE_CHECKING:
 
     from gptport_backend.grammar import Constraint
     from gptport_backend.likelihood import TokenArray
+    from gptport_backend.logits import StepLogits
+    from gptport_backend.processors import Change
     from gptport_backend.request import SamplingParameters
 
 # Sorting a whole vocabulary costs milliseconds. Instead the tokens are counted into buckets by their scaled logit, and
 # only the bucket in which a cumulative probability is reached is sorted.
 BUCKETS_PER_UNIT = 16
 BUCKETS = 32 * BUCKETS_PER_UNIT
+
+NOTHING_TO_CHOOSE = (
+    "there is no token to choose: either the model computed logits that are not finite numbers, or repetition_penalty "
+    "made them so, or bad_words, logit_bias_values, min_tokens and the form asked for leave none"
+)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one token is to be drawn where the logits are, without the host seeing them; as it is: the likeliest one."""
+
+    u: float = 0.0
+    temperature: float = 1.0
+    top_k: int = 1  # 0 for all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    changes: tuple[Change, ...] = ()
 
 
 class Sampler:
@@ -52,14 +74,9 @@ class Sampler:
         if self._parameters.logprobs is not None:
             self._raw = logits.copy()
         for step in self._steps:
-            step(logits)
+            step().apply(logits)
         if self._constraint is not None:
             self._constraint.forbid(logits)
-
-    @property
-    def error(self) -> str:
-        """Why there is no token to choose, if that is the constraint's doing."""
-        return self._constraint.error if self._constraint is not None else ""
 
     def draw(self, logits: Logits) -> int:
         """One token id from `logits [vocab]`, adjusted."""
@@ -73,6 +90,24 @@ class Sampler:
     def take(self, logits: Logits, likeliest: int) -> int:
         """The next token, noted already, by `logits [vocab]`, adjusted, whose largest is at `likeliest`."""
         token = likeliest if self.greedy else self.draw(logits)
+        return self.accept(token, float(logits[token]))
+
+    def described(self) -> Draw | None:
+        """How the next token is drawn, for who has the logits; None if that takes the logits themselves."""
+        parameters = self._parameters
+        if self._constraint is not None or parameters.logprobs is not None or parameters.typical_p != 1:
+            return None
+        changes = tuple(step() for step in self._steps)
+        if self.greedy:
+            return Draw(changes=changes)
+        u = float(self._random.random())
+        return Draw(u, parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p, changes)
+
+    def accept(self, token: int, logit: float) -> int:
+        """Take note of a token that was drawn, if its adjusted logit is a number. NothingToChoose otherwise."""
+        if not math.isfinite(logit):
+            error = self._constraint.error if self._constraint is not None else ""
+            raise NothingToChoose(error or NOTHING_TO_CHOOSE)
         self.append(token)
         return token
 
@@ -85,11 +120,40 @@ class Sampler:
             self.logprobs.append(Logprobs.of(self._raw, token, self._parameters.logprobs or 0))
 
 
-def sample(logits: Logits, samplers: Sequence[Sampler]) -> list[int | Exception]:
-    """The next token of each row of `logits [batch, vocab]`, which are adjusted in place: -inf is what must not come.
+def sample(logits: StepLogits, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[int | Exception]:
+    """The next token of each of `rows` of a step, which the sampler beside it draws.
 
-    For a row whose sampler fails it is the error; the others do not notice.
+    For a row whose sampler fails it is the error, NothingToChoose if no token is left; the others do not notice.
     """
+    tokens: dict[int, int | Exception] = {}
+    if logits.draws:
+        tokens = _sample_there(logits, dict(zip(rows, samplers, strict=True)))
+    left = {row: sampler for row, sampler in zip(rows, samplers, strict=True) if row not in tokens}
+    if left:
+        tokens |= zip(left, _sample_here(logits.on_host(list(left)), list(left.values())), strict=True)
+    return [tokens[row] for row in rows]
+
+
+def _sample_there(logits: StepLogits, samplers: dict[int, Sampler]) -> dict[int, int | Exception]:
+    """The tokens of those rows that can be drawn where the logits are."""
+    tokens: dict[int, int | Exception] = {}
+    draws = {}
+    for row, sampler in samplers.items():
+        try:
+            if (draw := sampler.described()) is not None:
+                draws[row] = draw
+        except Exception as error:
+            tokens[row] = error
+    for row, (token, logit) in logits.draw(draws).items() if draws else ():
+        try:
+            tokens[row] = samplers[row].accept(token, logit)
+        except Exception as error:
+            tokens[row] = error
+    return tokens
+
+
+def _sample_here(logits: Logits, samplers: Sequence[Sampler]) -> list[int | Exception]:
+    """The next token of each row of `logits [batch, vocab]`, which are adjusted in place: -inf is what must not come."""
     errors: dict[int, Exception] = {}
     for row, sampler in enumerate(samplers):
         try:

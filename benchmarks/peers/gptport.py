@@ -47,10 +47,10 @@ def load(job: Job) -> Generate:
     cache.reserve(1, job.length, [0])
 
     def generate(new_tokens: int, emit: Emit) -> None:
-        token = int(runner.prefill(cache, 0, [job.prompt], 0)[0].argmax())
+        token = int(runner.prefill(cache, 0, [job.prompt], 0).on_host([0]).argmax())
         emit(token)
         for length in range(len(job.prompt), len(job.prompt) + new_tokens - 1):
-            token = int(runner.decode(cache, [token], [length])[0].argmax())
+            token = int(runner.decode(cache, [token], [length]).on_host([0]).argmax())
             emit(token)
 
     return generate

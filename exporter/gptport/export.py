@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from . import calibration, genai, report_page, triton_config, verify
+from . import calibration, genai, report_page, sampling_graph, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
 from .allocator import return_large_blocks, use_huge_pages
@@ -219,6 +219,7 @@ def write(
                 alignment=4096,  # so that onnxruntime can map the weights instead of reading them
             )
         genai.write(folder, manifest)
+        sampling_graph.write(folder, manifest)
     except OSError as error:
         raise RepositoryError(
             f"writing {total:,} bytes beside the repository failed: {error}; nothing was changed"
@@ -253,6 +254,7 @@ def described(
         opsets=dict(model.opset_imports),
         ir_version=model.ir_version,
         graph=GRAPH,
+        sampler=sampling_graph.GRAPH,
         vocab_size=spec.vocab_size,
         max_length=max_length,
         logits="last",

@@ -127,6 +127,7 @@ class Manifest:
     files: dict[str, File]
     optional_inputs: tuple[Tensor, ...] = ()
     lora: tuple[Projection, ...] = ()
+    sampler: str | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -148,8 +149,10 @@ class Manifest:
         return self.files["tokenizer.json"].sha256
 
     def to_json(self) -> str:
-        """As it is written; `lora` only where the graph takes adapters, `grows` only where the cache does."""
+        """As it is written; `lora` and `sampler` only where there are any, `grows` only where the cache does."""
         document = asdict(self)
+        if not self.sampler:
+            del document["sampler"]
         if not self.kv_cache.grows:
             del document["kv_cache"]["grows"]
         if not self.lora:

@@ -16,7 +16,18 @@ import numpy as np
 import onnx_ir as ir
 
 from . import export as exports
-from . import foreign_graph, foreign_layers, genai, growing, parts, report_page, rewire, triton_config, verify
+from . import (
+    foreign_graph,
+    foreign_layers,
+    genai,
+    growing,
+    parts,
+    report_page,
+    rewire,
+    sampling_graph,
+    triton_config,
+    verify,
+)
 from . import repository as repositories
 from .errors import RepositoryError, UsageError
 from .foreign_precision import precision_of
@@ -136,6 +147,7 @@ def _fixed(job: _Job) -> _Made:
     _copy(graph.weights_files, job)
     _saved(ours, folder)
     genai.write(folder, manifest)
+    sampling_graph.write(folder, manifest)
     files = job.background.submit(exports.hashed, folder)
     with job.steps.step("Running the original graph"):
         logits = _logits(graph.path, asked, manifest, job.ids)

@@ -88,10 +88,11 @@ class Answer:
 class Served:
     """An engine with the tiny GPT; `ask` queues a request whose inputs are given as plain Python values."""
 
-    def __init__(self, version_dir: Path, options: EngineOptions) -> None:
+    def __init__(self, version_dir: Path, options: EngineOptions, sampler: str | None = None) -> None:
         self.manifest: Manifest = manifests.read(version_dir)
         self.tokenizer = Tokenizer.from_file(str(version_dir / "tokenizer.json"))
-        self.runner = Runner(self.manifest, version_dir, RunnerOptions(threads=1), options.max_batch_size)
+        runner_options = RunnerOptions(threads=1, sampler=sampler)
+        self.runner = Runner(self.manifest, version_dir, runner_options, options.max_batch_size)
         self.vocabulary = Vocabulary.of(
             self.tokenizer, self.manifest.vocab_size, self.manifest.eos, Chat(version_dir)
         )
@@ -122,11 +123,11 @@ def version_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def serve(version_dir: Path) -> Iterator[Callable[..., Served]]:
-    """Start an engine with the given options; it is closed at the end of the test."""
+    """Start an engine with the given options, and a `sampler`; it is closed at the end of the test."""
     started: list[Served] = []
 
-    def start(**options: int) -> Served:
-        started.append(Served(version_dir, EngineOptions(**options)))
+    def start(sampler: str | None = None, **options: int) -> Served:
+        started.append(Served(version_dir, EngineOptions(**options), sampler))
         return started[-1]
 
     yield start

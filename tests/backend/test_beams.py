@@ -11,6 +11,7 @@ import pytest
 
 import tiny_gpt
 from gptport_backend.errors import RequestError
+from gptport_backend.logits import HostLogits
 from gptport_backend.parameters import PARAMETERS
 from gptport_client._beam_search import BeamOptions, BeamSearch
 from test_engine import slots_in_use, wait_until
@@ -157,7 +158,8 @@ def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, reason) -> Non
 def test_logits_that_are_no_numbers_fail_the_search_alone(serve) -> None:
     served = serve()
     decode = served.runner.decode
-    served.runner.decode = lambda *given: decode(*given) * np.nan
+    nothing = np.full((3, served.manifest.vocab_size), np.nan, np.float32)
+    served.runner.decode = lambda *given: decode(*given) and HostLogits(nothing)
     answer = served.ask(text_input=PROMPT, beam_width=3, max_tokens=5).wait()
     assert "not finite" in answer.error
     wait_until(lambda: slots_in_use(served) == 0)

@@ -7,6 +7,7 @@ import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -184,9 +185,9 @@ def test_a_sampler_that_fails_hurts_only_its_own_request(serve: Callable[..., Se
 
     def broken_for_the_second(*arguments: Any) -> Any:
         logits = decode(*arguments)
-        steps.append(len(logits))
-        if len(logits) == 3:
-            logits[1] = float("nan")
+        steps.append(len(arguments[1]))
+        if steps[-1] == 3:
+            logits.on_host(range(3))[1] = float("nan")
         return logits
 
     served.runner.decode = broken_for_the_second  # type: ignore[method-assign]
@@ -247,7 +248,8 @@ def test_logits_that_are_not_numbers_are_an_error(serve: Callable[..., Served]) 
 def _nan_for(prefill: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         logits = prefill(*arguments)
-        logits[:] = float("nan")
+        array = logits if isinstance(logits, np.ndarray) else logits.on_host(range(len(arguments[2])))
+        array[:] = float("nan")
         return logits
 
     return run

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
+from gptport_backend.logits import HostLogits
 from gptport_backend.processors import ALLOW_ALL, Forbidden
 from gptport_backend.request import SamplingParameters
 from gptport_backend.sampling import Sampler, sample
@@ -128,7 +129,7 @@ def test_logprobs_are_those_of_the_model_whatever_changes_them(logits) -> None:
     expected = torch.tensor(logits).double().log_softmax(-1)
     top = expected.topk(3)
     sampler = Sampler(SamplingParameters(logit_bias=((8, 100.0),), logprobs=3))
-    assert sample(logits[None].copy(), [sampler]) == [8]
+    assert sample(HostLogits(logits[None].copy()), [0], [sampler]) == [8]
     (found,) = sampler.logprobs
     assert found.token == pytest.approx(float(expected[8]))
     assert found.top_ids == tuple(top.indices.tolist())

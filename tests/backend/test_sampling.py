@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptport_backend.logits import HostLogits
 from gptport_backend.request import SamplingParameters
 from gptport_backend.sampling import Sampler, likeliest, sample
 
@@ -52,7 +53,7 @@ def test_every_draw_is_the_protocols(
     logits = np.random.default_rng(seed % 1000).normal(0, spread, vocabulary).astype(np.float32)
     parameters = SamplingParameters(temperature, top_k, top_p, seed)
     sampler = Sampler(parameters)
-    drawn = [sample(logits[np.newaxis], [sampler])[0] for _ in range(20)]
+    drawn = [sample(HostLogits(logits[np.newaxis]), [0], [sampler])[0] for _ in range(20)]
     assert drawn == by_the_book(logits, parameters, 20)
 
 
@@ -75,7 +76,7 @@ def test_greedy_and_sampled_rows_share_a_batch() -> None:
     logits = np.array([[0, 9, 1], [0, 1, 9], [9, 9, 0]], np.float32)
     greedy = SamplingParameters(0.0, 0, 1.0, 0)
     samplers = [Sampler(greedy), Sampler(SamplingParameters(1.0, top_k=1)), Sampler(greedy)]
-    assert sample(logits, samplers) == [1, 2, 0]
+    assert sample(HostLogits(logits), range(3), samplers) == [1, 2, 0]
 
 
 def test_the_frequencies_are_the_probabilities() -> None:

@@ -11,6 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from gptport import sampling_graph
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -39,6 +41,7 @@ def write(version_dir: Path, seed: int = 0, caches: Sequence[tuple[int, int]] = 
     """Write the version directory of a text model, whose layers have `caches`."""
     version_dir.mkdir(parents=True)
     onnx.save(graph(seed, caches), version_dir / "model.onnx")
+    onnx.save(sampling_graph.model("float32"), version_dir / "sampler.onnx")
     tokenizer().save(str(version_dir / "tokenizer.json"))
     manifest = _manifest(caches)
     for path in sorted(version_dir.iterdir()):
@@ -145,6 +148,7 @@ def _manifest(caches: Sequence[tuple[int, int]]) -> dict[str, Any]:
         "schema_version": 1,
         "name": "tiny",
         "graph": "model.onnx",
+        "sampler": "sampler.onnx",
         "vocab_size": VOCAB,
         "max_length": MAX_LENGTH,
         "logits": "last",

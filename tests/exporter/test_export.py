@@ -84,6 +84,7 @@ def test_a_version_holds_the_graph_its_weights_the_tokenizer_and_the_manifest(ch
         "generation_config.json",
         "manifest.json",
         "report.html",
+        "sampler.onnx",
         "tokenizer.json",
         "tokenizer_config.json",
     }
