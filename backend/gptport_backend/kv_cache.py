@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gptport_backend.element_types import NAMES
 from gptport_backend.errors import LoadError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from gptport_backend.scheduler import Move
 
 FIRST_LENGTH = 256
-DTYPES = ("float32", "float16")
 
 
 class KVCache:
@@ -30,10 +30,8 @@ class KVCache:
     def __init__(
         self, spec: CacheSpec, max_slots: int, max_length: int, memory: Memory, budget: int | None = None
     ) -> None:
-        if spec.dtype not in DTYPES:
-            raise LoadError(
-                f"the KV cache is of dtype {spec.dtype!r}; the backend takes {' and '.join(DTYPES)}"
-            )
+        if spec.dtype not in NAMES:
+            raise LoadError(f"the KV cache is of dtype {spec.dtype!r}; the backend takes {', '.join(NAMES)}")
         self._spec = spec
         self._max_slots = max_slots
         self._max_length = max_length

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from gptport_backend.element_types import stored
 from gptport_backend.errors import LoadError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class CacheSpec:
     @property
     def token_bytes(self) -> int:
         """Bytes of a token in all tensors together."""
-        return sum(each.heads * each.head_dim for each in self.tensors) * np.dtype(self.dtype).itemsize
+        return sum(each.heads * each.head_dim for each in self.tensors) * stored(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import onnxruntime
 
+from gptport_backend.element_types import bound, stored
 from gptport_backend.errors import BackendError
 
 if TYPE_CHECKING:
@@ -79,9 +80,9 @@ class HostMemory:
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
         # Pages of its own, which go back to the system when it is freed; malloc would keep most of them. Private ones:
         # shared ones, mmap's default, are files to the kernel, slower to get and, from 64 tokens on, to attend to.
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * stored(dtype).itemsize
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        array = np.frombuffer(pages, dtype).reshape(shape)
+        array = np.frombuffer(pages, stored(dtype)).reshape(shape)
         return Buffer(array.ctypes.data, shape, array.itemsize, array)
 
     def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
@@ -111,9 +112,9 @@ class CudaMemory:
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
         value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), np.dtype(dtype).type, "cuda", self.device_id
+            list(shape), bound(dtype), "cuda", self.device_id
         )
-        buffer = Buffer(value.data_ptr(), shape, np.dtype(dtype).itemsize, value)
+        buffer = Buffer(value.data_ptr(), shape, stored(dtype).itemsize, value)
         size = ctypes.c_size_t(shape[0] * buffer.row_bytes)
         self._check(self._runtime.cudaMemset(ctypes.c_void_p(buffer.address), 0, size))
         return buffer

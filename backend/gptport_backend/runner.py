@@ -10,6 +10,7 @@ import onnxruntime
 
 from gptport_backend.adapters import Adapters
 from gptport_backend.device_sampling import DeviceSampler
+from gptport_backend.element_types import bound
 from gptport_backend.errors import LoadError
 from gptport_backend.logits import DeviceLogits, HostLogits, StepLogits
 from gptport_backend.memory import CudaMemory, HostMemory, Memory, trim
@@ -54,6 +55,11 @@ class Runner:
     """Runs the graph in place on the KV cache: past and present are bound to the same memory."""
 
     def __init__(self, manifest: Manifest, version_dir: Path, options: RunnerOptions, max_slots: int) -> None:
+        if manifest.cache.dtype == "bfloat16" and options.device == "cpu":
+            raise LoadError(
+                "the model computes in bfloat16, which onnxruntime does on CUDA only: set KIND_GPU in config.pbtxt, "
+                "or export it in another precision"
+            )
         self._manifest = manifest
         self._session = _session(version_dir / manifest.graph, options)
         self.memory: Memory = CudaMemory(options.device_id) if options.device == "cuda" else HostMemory()
@@ -149,7 +155,7 @@ class Runner:
 
     def _bind_cache(self, binding: onnxruntime.IOBinding, cache: KVCache, first_row: int, rows: int) -> None:
         spec = self._manifest.cache
-        dtype = np.dtype(spec.dtype).type
+        dtype = bound(spec.dtype)
         for names, buffer in zip(spec.tensors, cache.buffers, strict=True):
             place = (
                 self.memory.device,

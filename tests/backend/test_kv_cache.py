@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper
 
+from gptport_backend.element_types import bound
 from gptport_backend.errors import LoadError
 from gptport_backend.kv_cache import KVCache
 from gptport_backend.manifest import CacheSpec, CacheTensor
@@ -96,12 +99,38 @@ def test_release_gives_everything_back() -> None:
     assert (kv.bytes, kv.slots, kv.length) == (0, 0, 0)
 
 
-def test_a_dtype_that_numpy_lacks_is_refused() -> None:
-    spec = CacheSpec("bfloat16", ())
-    with pytest.raises(
-        LoadError, match="the KV cache is of dtype 'bfloat16'; the backend takes float32 and float16"
-    ):
+def test_a_dtype_that_no_graph_has_is_refused() -> None:
+    spec = CacheSpec("float8", ())
+    message = "the KV cache is of dtype 'float8'; the backend takes float32, float16, bfloat16"
+    with pytest.raises(LoadError, match=message):
         KVCache(spec, 1, 1, HostMemory())
+
+
+def test_bfloat16_is_kept_and_bound_as_such() -> None:
+    """A graph that copies its past has the same bytes in its present, in another row's memory."""
+    kv = KVCache(CacheSpec("bfloat16", (CacheTensor("past", "present", 2, 4),)), 4, 1000, HostMemory())
+    kv.reserve(2, 10, [])
+    (buffer,) = kv.buffers
+    assert kv.bytes == 2 * 2 * 256 * 4 * 2
+    buffer.owner[0] = np.arange(buffer.owner[0].size, dtype=np.uint16).reshape(buffer.shape[1:])
+    content = buffer.owner[0].copy()
+    kv.move(Move(0, 1), 7)
+    np.testing.assert_array_equal(buffer.owner[1, :, :7], content[:, :7])
+
+    shape = ["batch", *buffer.shape[1:]]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.BFLOAT16, shape) for name in ("past", "present")
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["past"], ["present"])], "copy", *([v] for v in values)
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    binding = session.io_binding()
+    for bind, name, row in ((binding.bind_input, "past", 0), (binding.bind_output, "present", 1)):
+        bind(name, "cpu", 0, bound("bfloat16"), (1, *buffer.shape[1:]), buffer.row_address(row))
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(buffer.owner[1], content)
 
 
 def test_layers_may_have_unlike_shapes() -> None:

@@ -108,6 +108,13 @@ def test_a_graph_that_cannot_be_loaded_says_why(own_dir: Path) -> None:
         Runner(manifests.read(own_dir), own_dir, RunnerOptions(), 1)
 
 
+def test_bfloat16_is_refused_on_a_cpu(own_dir: Path) -> None:
+    document = json.loads((own_dir / "manifest.json").read_text())
+    change(own_dir, kv_cache={**document["kv_cache"], "dtype": "bfloat16"})
+    with pytest.raises(LoadError, match="bfloat16, which onnxruntime does on CUDA only: set KIND_GPU"):
+        Runner(manifests.read(own_dir), own_dir, RunnerOptions(), 1)
+
+
 def test_a_device_that_is_not_there_is_said(version_dir: Path) -> None:
     with pytest.raises(LoadError, match="configured for cuda, but this onnxruntime"):
         Runner(manifests.read(version_dir), version_dir, RunnerOptions(device="cuda"), 1)
