@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptport_backend.generation import Generation
-from gptport_backend.likelihood import likeliest
+from gptport_backend.ranking import likeliest
 from gptport_backend.sequence import FinishReason, Piece
 from gptport_backend.text import Detokenizer
 

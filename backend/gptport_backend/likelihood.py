@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from gptport_backend.ranking import likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Any
 
-TokenArray: TypeAlias = NDArray[np.int64]
-
-NEAR = 6.0  # below the largest logit, where the likeliest few are looked for first
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,3 @@ class PromptScore:
             if len(self.logprobs) + 1 == place < len(self._prompt):
                 values = row.astype(np.float32, copy=False)
                 self.logprobs.append(Logprobs.of(values, self._prompt[place], self._top))
-
-
-def likeliest(values: NDArray[np.floating[Any]], count: int) -> TokenArray:
-    """The ids of the `count` largest values, largest first, the lower id first among equals."""
-    if not count:
-        return np.empty(0, np.int64)
-    candidates = np.flatnonzero(values >= values.max() - NEAR)
-    if candidates.size < count:
-        candidates = np.arange(values.size)
-    if candidates.size > count:
-        least = np.partition(values[candidates], -count)[-count]
-        candidates = candidates[values[candidates] >= least]
-    return in_order(values, candidates)[:count]
-
-
-def in_order(values: NDArray[np.floating[Any]], ids: TokenArray) -> TokenArray:
-    """Ascending `ids` in the order of their values, largest first; the sort is stable, so the lower id stays first."""
-    return ids[np.argsort(-values[ids], kind="stable")]

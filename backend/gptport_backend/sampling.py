@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptport_backend.errors import NothingToChoose
-from gptport_backend.likelihood import Logprobs, in_order, likeliest
+from gptport_backend.likelihood import Logprobs
 from gptport_backend.processors import ALLOW_ALL, Forbidden, History, Logits, steps
+from gptport_backend.ranking import MOST_NEAR, Buckets, Ranking, in_order, likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,15 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gptport_backend.grammar import Constraint
-    from gptport_backend.likelihood import TokenArray
     from gptport_backend.logits import StepLogits
     from gptport_backend.processors import Change
+    from gptport_backend.ranking import TokenArray
     from gptport_backend.request import SamplingParameters
-
-# Sorting a whole vocabulary costs milliseconds. Instead the tokens are counted into buckets by their scaled logit, and
-# only the bucket in which a cumulative probability is reached is sorted.
-BUCKETS_PER_UNIT = 16
-BUCKETS = 32 * BUCKETS_PER_UNIT
 
 NOTHING_TO_CHOOSE = (
     "there is no token to choose: either the model computed logits that are not finite numbers, or repetition_penalty "
@@ -169,57 +165,42 @@ def _sample_here(logits: Logits, samplers: Sequence[Sampler]) -> list[int | Exce
     return tokens
 
 
-class Buckets:
-    """Tokens by their probability, the likeliest first, without sorting them all.
-
-    The exponentials are in float32, many times faster: a rounding error of 1e-7 of each, of their sum far less.
-    """
-
-    def __init__(self, scaled: Logits) -> None:
-        with np.errstate(over="ignore"):  # of what is so unlikely that it goes to the last bucket anyway
-            depth = scaled.max() - scaled
-            place = np.minimum(depth * np.float32(BUCKETS_PER_UNIT), BUCKETS - 1)
-        self._scaled = scaled
-        self._weights = np.exp(-depth)
-        self._of_token = place.astype(np.int32)
-        mass = np.bincount(self._of_token, self._weights, BUCKETS).cumsum()
-        self.total = float(mass[-1])
-        self._mass = mass / self.total
-
-    def at_least(self, share: float) -> TokenArray:
-        """The tokens that are at least about `share` as likely as the likeliest: rather too many than too few."""
-        return np.flatnonzero(self._weights >= np.float32(0.999 * share))
-
-    def reach(self, probability: float) -> float:
-        """The cumulative probability of the shortest prefix that has at least `probability`."""
-        _, cumulative = self._bucket(int(np.searchsorted(self._mass, probability)))
-        return float(cumulative[min(int(np.searchsorted(cumulative, probability)), cumulative.size - 1)])
-
-    def token_at(self, probability: float) -> int:
-        """The first token whose cumulative probability exceeds `probability`, less than 1."""
-        order, cumulative = self._bucket(int(np.searchsorted(self._mass, probability, side="right")))
-        place = int(np.searchsorted(cumulative, probability, side="right"))
-        return int(order[min(place, order.size - 1)])
-
-    def _bucket(self, bucket: int) -> tuple[TokenArray, NDArray[np.float64]]:
-        """Its tokens, the likeliest first, and the cumulative probability up to each."""
-        members = np.flatnonzero(self._of_token == bucket)
-        order = members[np.argsort(-self._scaled[members], kind="stable")]
-        before = self._mass[bucket - 1] if bucket else 0.0
-        return order, before + self._weights[order].cumsum(dtype=np.float64) / self.total
-
-
 def _draw(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
     """The token at `u` of those that the parameters keep."""
     if parameters.top_k:
         order = likeliest(scaled, parameters.top_k)
         return int(order[_choose(_weights(scaled, order), None, parameters, u)])
-    buckets = Buckets(scaled)
+    ranking = Ranking(scaled)
     if parameters.min_p == 0 and parameters.typical_p == 1:
-        return buckets.token_at(u * buckets.reach(parameters.top_p))
-    order = in_order(scaled, buckets.at_least(parameters.min_p))
-    total = None if order.size == scaled.size else buckets.total
+        return ranking.token_at(u * ranking.reach(parameters.top_p))
+    likely = ranking.at_least(parameters.min_p)
+    if likely.size > MOST_NEAR:
+        return _draw_of_many(scaled, ranking, parameters, u)
+    order = in_order(scaled, likely)
+    total = None if order.size == scaled.size else ranking.total
     return int(order[_choose(_weights(scaled, order), total, parameters, u)])
+
+
+def _draw_of_many(scaled: Logits, ranking: Ranking, parameters: SamplingParameters, u: float) -> int:
+    """The same where so many tokens are kept that they had better not be sorted."""
+    ids = ranking.prefix(parameters.top_p)
+    below = scaled[ids] - scaled.max()
+    likely = np.exp(below) >= np.float32(parameters.min_p)
+    ids, below = ids[likely], below[likely]
+    if parameters.typical_p < 1:
+        ids = ids[_typical_of_many(below, parameters.typical_p)]
+    kept = np.full_like(scaled, -np.inf)
+    kept[ids] = scaled[ids]
+    return Ranking(kept).token_at(u)
+
+
+def _typical_of_many(below: Logits, typical_p: float) -> TokenArray:
+    """As `_typical`, of tokens whose scaled logits are so far `below` the largest; in any order."""
+    weights = np.exp(below)
+    total = float(weights.sum())
+    surprise = np.float32(math.log(total)) - below
+    entropy = float(weights @ np.where(weights > 0, surprise, 0)) / total
+    return Buckets(np.abs(surprise - np.float32(entropy)), weights).prefix(typical_p)
 
 
 def _weights(scaled: Logits, order: TokenArray) -> NDArray[np.float64]:

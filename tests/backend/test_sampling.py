@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptport_backend.logits import HostLogits
+from gptport_backend.ranking import likeliest
 from gptport_backend.request import SamplingParameters
-from gptport_backend.sampling import Sampler, likeliest, sample
+from gptport_backend.sampling import Sampler, sample
 
 
 def by_the_book(logits: np.ndarray[Any, Any], parameters: SamplingParameters, count: int) -> list[int]:
@@ -32,26 +33,46 @@ def by_the_book(logits: np.ndarray[Any, Any], parameters: SamplingParameters, co
         while kept < len(order) and (kept == 0 or mass < parameters.top_p):
             mass += probabilities[kept]
             kept += 1
-        u = random.random() * mass
-        reached = np.cumsum(probabilities[:kept])
-        tokens.append(int(order[min(int(np.sum(reached <= u)), kept - 1)]))
+        kept = max(1, min(kept, int(np.sum(weights >= parameters.min_p))))
+        probabilities, order = probabilities[:kept], order[:kept]
+        if parameters.typical_p < 1:
+            typical = by_surprise(probabilities / probabilities.sum(), parameters.typical_p)
+            probabilities, order = probabilities[typical], order[typical]
+        reached = np.cumsum(probabilities)
+        tokens.append(int(order[min(int(np.sum(reached <= random.random() * reached[-1])), len(order) - 1)]))
     return tokens
+
+
+def by_surprise(probabilities: np.ndarray[Any, Any], typical_p: float) -> list[int]:
+    """The places of those nearest to the entropy that reach `typical_p`, ascending."""
+    surprise = -np.log(probabilities)
+    nearest = np.argsort(np.abs(surprise - np.sum(probabilities * surprise)), kind="stable")
+    return sorted(nearest[: int(np.sum(np.cumsum(probabilities[nearest]) < typical_p)) + 1].tolist())
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    vocabulary=st.sampled_from([1, 5, 100, 5000]),
+    vocabulary=st.sampled_from([1, 5, 100, 5000, 30_000]),
     spread=st.sampled_from([0.1, 3.0, 20.0]),
+    min_p=st.sampled_from([0.0, 0.0, 1e-4, 0.1]),
+    typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.9]),
     temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 5.0]),
     top_k=st.sampled_from([0, 1, 2, 50, 2000, 10_000]),
     top_p=st.sampled_from([0.0, 0.1, 0.9, 0.999, 1.0]),
     seed=st.integers(0, 2**64 - 1),
 )
 def test_every_draw_is_the_protocols(
-    vocabulary: int, spread: float, temperature: float, top_k: int, top_p: float, seed: int
+    vocabulary: int,
+    spread: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float,
+    seed: int,
 ) -> None:
     logits = np.random.default_rng(seed % 1000).normal(0, spread, vocabulary).astype(np.float32)
-    parameters = SamplingParameters(temperature, top_k, top_p, seed)
+    parameters = SamplingParameters(temperature, top_k, top_p, seed, min_p=min_p, typical_p=typical_p)
     sampler = Sampler(parameters)
     drawn = [sample(HostLogits(logits[np.newaxis]), [0], [sampler])[0] for _ in range(20)]
     assert drawn == by_the_book(logits, parameters, 20)
@@ -70,6 +91,15 @@ def test_what_must_not_come_is_never_drawn() -> None:
     for kept in ({}, {"top_k": 4}, {"min_p": 0.001}, {"typical_p": 0.99}, {"top_p": 0.999}):
         sampler = Sampler(SamplingParameters(temperature=0.5, **kept))
         assert {sampler.draw(logits) for _ in range(200)} <= {1, 4}
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_must_not_come_is_never_drawn_among_many_either() -> None:
+    logits = np.zeros(20_000, np.float32)
+    logits[::2], logits[1::4] = -np.inf, -3e38
+    for kept in ({}, {"min_p": 0.001}, {"typical_p": 0.99}, {"top_p": 0.999, "typical_p": 0.9}):
+        sampler = Sampler(SamplingParameters(temperature=0.5, **kept))
+        assert {sampler.draw(logits) % 4 for _ in range(50)} == {3}
 
 
 def test_greedy_and_sampled_rows_share_a_batch() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gptport_backend import request as engine_request
 from gptport_backend import sampling as engine
+from gptport_backend.logits import HostLogits
 from gptport_backend.parameters import PARAMETERS
 from gptport_backend.processors import Forbidden
 from gptport_client import InvalidRequest, SamplingParams
@@ -132,16 +133,18 @@ def test_both_loops_choose_the_same_tokens(drawn, numbers, prompt):
     words = Words()
     adjuster, sampler = Adjuster(params, prompt, frozenset([EOS]), words), Sampler(params)
     texts = [text for word in params.bad_words for text in (word, f" {word}")]
-    forbidden = Forbidden(
-        (EOS, *params.stop_token_ids), tuple(words.tokens[t] for t in texts if words.tokens[t])
-    )
+    possible = [words.tokens[text] for text in texts if words.tokens[text]]
+    possible = [
+        tokens for tokens in possible if tokens[-1] < VOCABULARY
+    ]  # as the engine's Vocabulary leaves them out
+    forbidden = Forbidden((EOS, *params.stop_token_ids), tuple(possible))
     theirs = engine.Sampler(of_the_engine(params), prompt, forbidden)
     random = np.random.default_rng(numbers)
     for _ in range(6):
         logits = (random.normal(size=VOCABULARY) * 3).astype(np.float32)
         token = sampler.draw(adjuster.adjust(logits))
         adjuster.append(token)
-        assert engine.sample(logits[np.newaxis].copy(), [theirs]) == [token]
+        assert engine.sample(HostLogits(logits[np.newaxis].copy()), [0], [theirs]) == [token]
 
 
 def of_the_engine(params):
@@ -158,7 +161,7 @@ def test_both_loops_give_the_same_logprobs():
     logits = np.random.default_rng(0).normal(size=VOCABULARY).astype(np.float32)
     params = SamplingParams(seed=1, logprobs=3)
     theirs = engine.Sampler(of_the_engine(params), [1])
-    (token,) = engine.sample(logits[np.newaxis].copy(), [theirs])
+    (token,) = engine.sample(HostLogits(logits[np.newaxis].copy()), [0], [theirs])
     own = log_softmax(logits)
     assert theirs.logprobs[0].token == pytest.approx(own[token])
     assert theirs.logprobs[0].top_ids == tuple(likeliest(own, 3).tolist())
