@@ -15,7 +15,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 .PHONY: help setup demo bench-export bench-serve bench-transports architectures kill-exports soak fuzz check format-check lint types unit test e2e format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install everything into .venv
 

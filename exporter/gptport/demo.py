@@ -18,7 +18,7 @@ from .versions import versions
 NAME = "smollm2"
 CHECKPOINT = Path("checkpoints") / NAME
 REPOSITORY = Path("model_repository")
-QUESTION, ANSWER = "The capital of France is", "Paris"
+QUESTION, ANSWER = "The capital of France, of course, is", "Paris"
 PROMPTS = (QUESTION, "Once upon a time, there was a small robot who", "To make pancakes, you need")
 MAX_TOKENS = 48
 

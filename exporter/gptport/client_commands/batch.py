@@ -26,8 +26,8 @@ HELP = "Answer the prompts of a file. Killed and started again, it goes on where
 DESCRIPTION = (
     HELP
     + ' A line of IN is a JSON object with "prompt" or "messages", and any sampling parameter by its name in Python. '
-    "Line n of OUT answers line n of IN: with text, finish_reason and usage, or with the error of a request that was wrong; "
-    "what the line of IN has as id stands there too. Where the server fails, the command stops, to be started again."
+    "Line n of OUT answers line n of IN: with text, finish_reason and usage, or with the error of a request that the server "
+    "refused; what the line of IN has as id stands there too. Where the server fails, the command stops, to be started again."
 )
 
 
