@@ -1,0 +1,23 @@
+"""What the session does beside its steps."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gptport_backend import manifest as manifests
+from gptport_backend.kv_cache import KVCache
+from gptport_backend.runner import Runner, RunnerOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_between_two_steps_its_threads_leave_the_cores_to_others(version_dir: Path) -> None:
+    runner = Runner(manifests.read(version_dir), version_dir, RunnerOptions(threads=2), max_slots=32)
+    cache = KVCache(runner._manifest.cache, 32, 256, runner.memory)
+    cache.reserve(32, 256, [])
+    runner.prefill(cache, 0, [[1] * 200] * 32, 0)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.005
