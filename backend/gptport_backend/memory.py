@@ -62,6 +62,9 @@ class Memory(Protocol):
     def read(self, buffer: Buffer, row: int, dtype: DTypeLike) -> NDArray[Any]:
         """A row of a buffer of `dtype`, copied to an array `[heads, length, dim]` on the host."""
 
+    def wait(self) -> None:
+        """Return when all that was zeroed and copied is there: a graph may run in a stream that does not wait for it."""
+
 
 class HostMemory:
     """The memory of the CPU."""
@@ -91,9 +94,15 @@ class HostMemory:
     def read(self, buffer: Buffer, row: int, dtype: DTypeLike) -> NDArray[Any]:
         return np.array(buffer.owner[row], dtype)
 
+    def wait(self) -> None:
+        pass
+
 
 class CudaMemory:
-    """The memory of a CUDA device. onnxruntime allocates it, the CUDA runtime copies within it."""
+    """The memory of a CUDA device. onnxruntime allocates it, the CUDA runtime copies within it, in its default stream.
+
+    https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__MEMORY.html
+    """
 
     device = "cuda"
     share = 0.8
@@ -102,12 +111,11 @@ class CudaMemory:
     def __init__(self, device_id: int) -> None:
         self.device_id = device_id
         self._runtime = _cuda_runtime()
-        self._check(self._runtime.cudaSetDevice(device_id))
 
     def free(self) -> int:
         """What the device has left."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        self._check(self._runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)))
+        self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value
 
     def allocate(self, shape: Shape, dtype: str) -> Buffer:
@@ -116,37 +124,40 @@ class CudaMemory:
         )
         buffer = Buffer(value.data_ptr(), shape, stored(dtype).itemsize, value)
         size = ctypes.c_size_t(shape[0] * buffer.row_bytes)
-        self._check(self._runtime.cudaMemset(ctypes.c_void_p(buffer.address), 0, size))
+        self._call("cudaMemset", ctypes.c_void_p(buffer.address), 0, size)
         return buffer
 
     def copy(self, source: Buffer, source_row: int, target: Buffer, target_row: int, used: int) -> None:
         _, heads, source_length, dim = source.shape
         position_bytes = dim * source.itemsize
-        self._check(
-            self._runtime.cudaMemcpy2D(
-                ctypes.c_void_p(target.row_address(target_row)),
-                ctypes.c_size_t(target.shape[2] * position_bytes),
-                ctypes.c_void_p(source.row_address(source_row)),
-                ctypes.c_size_t(source_length * position_bytes),
-                ctypes.c_size_t(used * position_bytes),
-                ctypes.c_size_t(heads),
-                self._DEVICE_TO_DEVICE,
-            )
+        self._call(
+            "cudaMemcpy2D",
+            ctypes.c_void_p(target.row_address(target_row)),
+            ctypes.c_size_t(target.shape[2] * position_bytes),
+            ctypes.c_void_p(source.row_address(source_row)),
+            ctypes.c_size_t(source_length * position_bytes),
+            ctypes.c_size_t(used * position_bytes),
+            ctypes.c_size_t(heads),
+            self._DEVICE_TO_DEVICE,
         )
 
     def read(self, buffer: Buffer, row: int, dtype: DTypeLike) -> NDArray[Any]:
         array = np.empty(buffer.shape[1:], dtype)
-        self._check(
-            self._runtime.cudaMemcpy(
-                ctypes.c_void_p(array.ctypes.data),
-                ctypes.c_void_p(buffer.row_address(row)),
-                ctypes.c_size_t(buffer.row_bytes),
-                self._DEVICE_TO_HOST,
-            )
+        self._call(
+            "cudaMemcpy",
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_void_p(buffer.row_address(row)),
+            ctypes.c_size_t(buffer.row_bytes),
+            self._DEVICE_TO_HOST,
         )
         return array
 
-    def _check(self, status: int) -> None:
+    def wait(self) -> None:
+        self._call("cudaStreamSynchronize", ctypes.c_void_p())
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        """Call the runtime for the device, which is chosen for each thread anew."""
+        status = self._runtime.cudaSetDevice(self.device_id) or getattr(self._runtime, function)(*arguments)
         if status:
             self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
             raise BackendError(f"CUDA failed: {self._runtime.cudaGetErrorString(status).decode()}")

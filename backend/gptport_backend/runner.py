@@ -202,6 +202,7 @@ class Runner:
         else:
             assert self._sampler is not None
             self._sampler.bind_logits(binding.bind_output, roles["logits"], len(last))
+        self.memory.wait()
         self._session.run_with_iobinding(binding, options)
 
     def _device_sampler(
