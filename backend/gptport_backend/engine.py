@@ -140,10 +140,10 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Block until there is something to run; False when the engine is closed and nothing is left."""
+        if not self._await(IDLE_SECONDS):
+            self._rest()  # without the lock: who submits does not wait for it
+            self._await(None)
         with self._wake:
-            while not self._inbox and not self._scheduler.busy and self._deadline is None:
-                if not self._wake.wait(IDLE_SECONDS) and self._cache.bytes:
-                    self._rest()
             while self._inbox:
                 self._scheduler.add(self._inbox.popleft())
             overdue = self._deadline is not None and time.monotonic() >= self._deadline
@@ -151,8 +151,17 @@ class Engine:
             self._fail([*self._scheduler.running, *self._scheduler.waiting], "the server is shutting down")
         return self._scheduler.busy or self._deadline is None
 
+    def _await(self, seconds: float | None) -> bool:
+        """Block until there is something to run or the engine is closed; False if `seconds` are over before."""
+        with self._wake:
+            return self._wake.wait_for(
+                lambda: bool(self._inbox) or self._scheduler.busy or self._deadline is not None, seconds
+            )
+
     def _rest(self) -> None:
         """Give back the memory that is for work alone."""
+        if not self._cache.bytes:
+            return
         try:
             self._runner.shrink(self._cache)
         except Exception:

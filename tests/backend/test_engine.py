@@ -8,7 +8,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import pytest
 
 import tiny_gpt
@@ -16,8 +15,6 @@ from conftest import Served, continuation_of
 from gptport_backend import manifest as manifests
 from gptport_backend.engine import EngineOptions
 from gptport_backend.errors import RequestError, Unavailable
-from gptport_backend.kv_cache import KVCache
-from gptport_backend.runner import Runner, RunnerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,12 +41,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.005)
-
-
-def own_memory() -> int:
-    """Bytes that this process alone has."""
-    own: int = psutil.Process().memory_full_info().uss
-    return own
 
 
 def slots_in_use(served: Served) -> int:
@@ -271,29 +262,6 @@ def test_a_prompt_of_many_megabytes_is_refused_at_once(serve: Callable[..., Serv
 def test_ids_outside_of_the_vocabulary_are_refused(serve: Callable[..., Served]) -> None:
     with pytest.raises(RequestError, match="input_ids has the id 257; the vocabulary ends at 256"):
         serve().ask(input_ids=[1, 257])
-
-
-def test_memory_is_given_back_when_idle(
-    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gptport_backend.engine.IDLE_SECONDS", 0.05)
-    served = serve()
-    served.ask(text_input="hello", max_tokens=3).wait()
-    assert served.engine._tally.cache_bytes >= 0
-    wait_until(lambda: served.engine._cache.bytes == 0)
-    assert served.ask(text_input="hello", max_tokens=3).wait().finish_reason == "length"
-
-
-def test_what_onnxruntime_took_for_large_steps_is_given_back_too(version_dir: Path) -> None:
-    runner = Runner(manifests.read(version_dir), version_dir, RunnerOptions(threads=1), max_slots=32)
-    cache = KVCache(runner._manifest.cache, 32, 256, runner.memory)
-    cache.reserve(32, 256, [])
-    runner.decode(cache, [1], [0])
-    before = own_memory()
-    runner.prefill(cache, 0, [[1] * 200] * 32, 0)
-    large = own_memory()
-    runner.shrink(cache)
-    assert own_memory() - before < (large - before) / 2
 
 
 def test_closing_finishes_what_runs_and_takes_no_more(serve: Callable[..., Served]) -> None:
