@@ -29,7 +29,7 @@ def checkpoint(name: str) -> Path:
 
 def _smollm2(folder: Path) -> None:
     """SmolLM2-135M-Instruct, trained: Llama's shape, 30 layers, hidden 576, vocabulary 49,152, tied."""
-    subprocess.run([sys.executable, "-m", "gptport.cli", "sample", "smollm2", "-o", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "gptport", "sample", "smollm2", "-o", str(folder)], check=True)
 
 
 def _gpt2_124m(folder: Path) -> None:

@@ -102,7 +102,7 @@ def _turn(name: str, command: Callable[[Path], list[str]], threads: int) -> tupl
 def _gptport(checkpoint: Path, precision: str, folder: Path) -> list[str]:
     unlimited = ["--max-perplexity-increase", "1000%"]  # random weights have no perplexity to keep
     where = ["--repository", str(folder), "--name", "model"]
-    return ["-m", "gptport.cli", "export", str(checkpoint), "--precision", precision, *unlimited, *where]
+    return ["-m", "gptport", "export", str(checkpoint), "--precision", precision, *unlimited, *where]
 
 
 def _unverified(checkpoint: Path, precision: str, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ def prepare(job: Job) -> None:
     export = [
         sys.executable,
         "-m",
-        "gptport.cli",
+        "gptport",
         "export",
         str(job.checkpoint),
         "--precision",

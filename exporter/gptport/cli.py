@@ -11,9 +11,9 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from . import client_commands, repository_commands
+from . import client_commands, interrupts, repository_commands
 from .arguments import parser
 from .client_commands.terminal import put, say
 from .errors import GptportError, UsageError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, USAGE = 1, 2
 
 _EXTRA_OF = {
     "torch": "export",
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        return _fail(options, "interrupted", INTERRUPTED)
+        return _fail(options, "interrupted", interrupts.INTERRUPTED)
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -63,14 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         named = error.filename is not None and error.strerror
         return _fail(options, f"{error.filename}: {error.strerror}" if named else str(error), FAILURE)
-
-
-def run() -> NoReturn:
-    """The command's entry. It leaves without taking torch apart first, which takes as long as half an export of a small model."""
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
@@ -199,7 +191,3 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
         for name, command in (repository_commands.COMMANDS | client_commands.COMMANDS).items()
     },
 }
-
-
-if __name__ == "__main__":
-    run()

@@ -208,7 +208,7 @@ def test_batch_goes_on_where_it_was_killed(toy, command, files, tmp_path):
     arguments = ["batch", source, target, "--model", "toy", "--url", toy.url, "--max-tokens", "4"]
     while not target.exists() or len(target.read_text().splitlines()) < 40:
         with subprocess.Popen(
-            [sys.executable, "-m", "gptport.cli", *map(str, arguments), "--concurrency", "3"],
+            [sys.executable, "-m", "gptport", *map(str, arguments), "--concurrency", "3"],
             stderr=subprocess.DEVNULL,
         ) as process:
             before = target.stat().st_size if target.exists() else 0
@@ -295,7 +295,7 @@ class Terminal:
     def __init__(self, *arguments, home):
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gptport.cli", *arguments],
+            [sys.executable, "-m", "gptport", *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,

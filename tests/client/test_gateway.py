@@ -462,7 +462,7 @@ def test_the_command(toy, tmp_path):
     port = free_port()
     command = ["gateway", "--url", toy.url, "--port", str(port), "--api-keys", str(tmp_path / "keys")]
     with subprocess.Popen(
-        [sys.executable, "-m", "gptport.cli", *command], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gptport", *command], stderr=subprocess.PIPE, text=True
     ) as process:
         assert f"http://127.0.0.1:{port}/" in process.stderr.readline()
         ask = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="secret", max_retries=8)

@@ -75,7 +75,7 @@ def make(target: Path, command: Sequence[str]) -> Path:
         made = Path(folder) / "made"
         arguments = [part.replace("{}", str(made)) for part in command]
         ran = subprocess.run(
-            [sys.executable, "-m", "gptport.cli", *arguments], stderr=subprocess.PIPE, check=False
+            [sys.executable, "-m", "gptport", *arguments], stderr=subprocess.PIPE, check=False
         )
         assert ran.returncode == 0, f"gptport {' '.join(arguments)}: {ran.stderr.decode()}"
         made.rename(target)

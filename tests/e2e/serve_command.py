@@ -22,7 +22,7 @@ class Command:
         self.temporary.mkdir()
         ports = [f"{option}={port}" for option, port in self.address.ports.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gptport.cli", "serve", str(repository), *ports, *options],
+            [sys.executable, "-m", "gptport", "serve", str(repository), *ports, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

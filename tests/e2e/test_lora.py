@@ -22,9 +22,7 @@ MODULES = {"first": ["c_attn", "c_fc"], "second": ["c_proj"], "late": ["c_attn"]
 
 
 def gptport(*arguments):
-    subprocess.run(
-        [sys.executable, "-m", "gptport.cli", *map(str, arguments)], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "gptport", *map(str, arguments)], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

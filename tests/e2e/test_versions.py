@@ -35,7 +35,7 @@ def models(checkpoints, repository, tmp_path):
                 str(self.folder),
                 *options,
             ]
-            subprocess.run([sys.executable, "-m", "gptport.cli", *command], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "gptport", *command], check=True, capture_output=True)
 
         def copy(self):
             for name in (NAME, f"{NAME}_step"):

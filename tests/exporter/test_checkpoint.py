@@ -345,7 +345,7 @@ def test_a_traceback_is_shown_with_debug_only(gpt2, capsys):
 
 def test_the_installed_command_says_it_too(tmp_path):
     result = subprocess.run(
-        [sys.executable, "-m", "gptport.cli", "export", str(tmp_path)],
+        [sys.executable, "-m", "gptport", "export", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,

@@ -37,7 +37,7 @@ class Export:
             "2",
         ]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gptport.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "gptport", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         before = staged(repository)
         while self._process.poll() is None and staged(repository) <= before:

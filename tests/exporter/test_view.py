@@ -11,7 +11,7 @@ import urllib.request
 
 def test_netron_shows_the_graph_until_ctrl_c(gpt2, exported):
     version = exported(gpt2).folders["gpt2"]
-    command = [sys.executable, "-m", "gptport.cli", "view", str(version), "--no-browser"]
+    command = [sys.executable, "-m", "gptport", "view", str(version), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             said = next(line for line in process.stderr if "is shown at" in line)
