@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong argument is answered at once.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import re
@@ -117,15 +118,19 @@ def _weights(directory: Path, *, allow_pickle: bool) -> tuple[str, tuple[Path, .
                 f"{directory} has {len(files)} GGUF files; keep the one to export in a directory of its own"
             )
         if files and format_ == "pickle" and not allow_pickle:
-            raise CheckpointError(
-                f"{directory} has its weights only as a pickle ({files[0].name}), which can run any code when it is read; "
-                "convert it to safetensors, or pass --allow-pickle if you trust its author"
-            )
+            raise _only_pickled(str(directory), files[0].name)
         if files and format_ == "pickle":
             return format_, _indexed(directory, files, "pytorch_model.bin")
         if files:
             return format_, files
     raise CheckpointError(f"{directory} is not a checkpoint: it has no *.safetensors and no *.gguf file")
+
+
+def _only_pickled(source: str, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{source} has its weights only as a pickle ({name}), which can run any code when it is read; "
+        "convert it to safetensors, or pass --allow-pickle if you trust its author"
+    )
 
 
 def _indexed(directory: Path, files: tuple[Path, ...], single: str) -> tuple[Path, ...]:
@@ -150,14 +155,18 @@ def _indexed(directory: Path, files: tuple[Path, ...], single: str) -> tuple[Pat
 def _download(source: str, *, allow_pickle: bool, trust_remote_code: bool) -> Path:
     if not _HUB_ID.fullmatch(source) or source.startswith((".", "/")):
         raise CheckpointError(f"{source} is not a directory")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         wanted = [*_WANTED, _CODE] if trust_remote_code else _WANTED
         directory = Path(snapshot_download(source, allow_patterns=wanted))
-        if allow_pickle and not any(directory.glob("*.safetensors")):
+        if any(directory.glob("*.safetensors")):
+            return directory
+        if allow_pickle:
             snapshot_download(source, allow_patterns=_PICKLES)
+        elif pickles := fnmatch.filter(list_repo_files(source), _PICKLES):
+            raise _only_pickled(source, min(pickles))
         return directory
     except RepositoryNotFoundError as error:
         raise CheckpointError(

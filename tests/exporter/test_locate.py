@@ -29,6 +29,9 @@ def hub(tmp_path, monkeypatch):
         return str(fetched)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr(
+        "huggingface_hub.list_repo_files", lambda _: [path.name for path in repository.iterdir()]
+    )
     return repository
 
 
@@ -60,6 +63,12 @@ def test_a_pickle_beside_safetensors_is_not_fetched(hub):
 
 
 @pytest.mark.usefixtures("hub")
-def test_no_weights_that_may_be_read():
+def test_pickles_alone_are_refused_with_the_option_that_takes_them():
+    with pytest.raises(CheckpointError, match=r"any/model .* \(pytorch_model\.bin\), .* --allow-pickle"):
+        locate("any/model")
+
+
+def test_no_weights(hub):
+    (hub / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         locate("any/model")
