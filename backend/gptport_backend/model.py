@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ADAPTERS = "adapters"  # what `file` says for the list of their names
 # crashed: then nobody reads the answers anymore, and sending one may never return.
 DRAIN_SECONDS = 0.0
 SEND_SECONDS = 2.0
+MOST_THREADS = 1024  # onnxruntime starts as many as it is told to, until nothing else runs on the machine
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class TritonPythonModel:
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
         """Tell Triton what the model takes and gives: what this backend knows, whenever the model was exported."""
+        _check_batching(config.as_dict())
         complete(config)
         return config
 
@@ -58,7 +61,7 @@ class TritonPythonModel:
         runner_options = RunnerOptions(
             device,
             int(args["model_instance_device_id"]),
-            **_integers(config, "threads"),
+            **_integers(config, "threads", most=MOST_THREADS),
             sampler=_sampler(config),
         )
         with manifests.verifying(manifest, self._version_dir):
@@ -102,7 +105,7 @@ class TritonPythonModel:
             tensor = pb_utils.get_input_tensor_by_name(request, parameter.name)
             if tensor is not None:
                 tensors[parameter.name] = tensor.as_numpy()
-        self._engine.submit(parse(tensors), sink)
+        self._engine.submit(parse(tensors, request.timeout()), sink)
 
     def _read_file(self, name: Any) -> str:
         if name == ADAPTERS:
@@ -131,16 +134,28 @@ def _asked_file(request: Any) -> Any:
     return found.get("file")
 
 
-def _integers(config: dict[str, Any], *names: str, least: int = 1) -> dict[str, int]:
-    """Those of the parameters `names` of config.pbtxt that are there, as whole numbers from `least` on."""
+def _check_batching(config: dict[str, Any]) -> None:
+    """LoadError if Triton would batch the requests itself, which ends it with a crash, or take one response for each."""
+    if config.get("max_batch_size"):
+        raise LoadError(
+            f"max_batch_size in config.pbtxt is {config['max_batch_size']}; leave it out: the backend batches requests "
+            "itself, as many at a time as the parameter of that name says"
+        )
+    if not config.get("model_transaction_policy", {}).get("decoupled"):
+        raise LoadError("model_transaction_policy in config.pbtxt must be { decoupled: true }")
+
+
+def _integers(config: dict[str, Any], *names: str, least: int = 1, most: int = sys.maxsize) -> dict[str, int]:
+    """Those of the parameters `names` of config.pbtxt that are there, as whole numbers from `least` to `most`."""
     values = {}
     for name in names:
         text = config.get("parameters", {}).get(name, {}).get("string_value")
         if text is None:
             continue
-        if not text.isdecimal() or int(text) < least:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            limit = f"{least} or more" if most == sys.maxsize else f"from {least} to {most}"
             raise LoadError(
-                f"the parameter {name} in config.pbtxt is {text!r}; it must be a whole number, {least} or more"
+                f"the parameter {name} in config.pbtxt is {text!r}; it must be a whole number, {limit}"
             )
         values[name] = int(text)
     return values

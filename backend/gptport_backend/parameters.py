@@ -17,6 +17,7 @@ class Parameter:
     """An input tensor of the text model: one value, or with `many` a list of them.
 
     `allowed` describes what `accepts` takes; it is part of the error message. Without a `default`, what is left out is None.
+    `blank` is what other clients send where they want nothing; it counts as left out.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Parameter:
     meaning: str
     accepts: Callable[[Any], bool] = lambda _: True
     many: bool = False
+    blank: Any = None
 
     @property
     def dims(self) -> list[int]:
@@ -54,6 +56,8 @@ def _from_to(low: float, high: float) -> Callable[[Any], bool]:
 MOST_ANSWERS = 128  # of one request
 MOST_BEAMS = 64
 MOST_CHARACTERS = 100_000
+TEXTS = "a list of texts, none of them empty; or one empty text, for none"
+NO_TEXTS = ("",)  # of clients for TensorRT-LLM's models
 FORM = f"a text of 1 to {MOST_CHARACTERS} characters"
 
 
@@ -178,10 +182,11 @@ PARAMETERS = (
         "bad_words",
         "BYTES",
         (),
-        "a list of texts, none of them empty",
+        TEXTS,
         "texts whose tokens, with or without a space before them, never come",
         all,
         many=True,
+        blank=NO_TEXTS,
     ),
     Parameter(
         "n",
@@ -212,10 +217,11 @@ PARAMETERS = (
         "stop_words",
         "BYTES",
         (),
-        "a list of texts, none of them empty",
+        TEXTS,
         "end before the first of these texts, the one that ends first; it is not part of the answer",
         all,
         many=True,
+        blank=NO_TEXTS,
     ),
     Parameter(
         "stop_token_ids",

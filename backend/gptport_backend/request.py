@@ -88,8 +88,11 @@ class GenerationRequest:
         return self.n if self.beam_width == 1 else 1
 
 
-def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
-    """Check the input tensors, by name, of one request; RequestError names the field that is wrong."""
+def parse(tensors: Mapping[str, Tensor], microseconds: int = 0) -> GenerationRequest:
+    """Check the input tensors, by name, of one request; RequestError names the field that is wrong.
+
+    `microseconds` is Triton's own timeout of the request, 0 for none: the shorter one counts.
+    """
     unknown = tensors.keys() - {parameter.name for parameter in PARAMETERS}
     if unknown:
         raise unknown_input(min(unknown))
@@ -118,7 +121,7 @@ def parse(tensors: Mapping[str, Tensor]) -> GenerationRequest:
         bad_words=value["bad_words"],
         ignore_eos=value["ignore_eos"],
         form=_form(value),
-        timeout=value["timeout"],
+        timeout=_shorter(value["timeout"], microseconds),
         priority=value["priority"],
         stream=value["stream"],
         exclude_input=value["exclude_input_in_output"],
@@ -183,6 +186,11 @@ def _form(value: Mapping[str, Any]) -> Form | None:
     return given[0] if given else None
 
 
+def _shorter(seconds: float | None, microseconds: int) -> float | None:
+    given = [seconds] if seconds is not None else []
+    return min([*given, microseconds / 1e6] if microseconds else given, default=None)
+
+
 def unknown_input(name: str) -> RequestError:
     """The error about an input, or a request's parameter, that there is not."""
     known = ", ".join(parameter.name for parameter in PARAMETERS)
@@ -228,6 +236,8 @@ def _value(parameter: Parameter, tensor: Tensor | None) -> Any:
     if parameter.dtype == "BYTES":
         items = [_text(parameter.name, item) for item in items]
     value = tuple(items) if parameter.many else items[0]
+    if parameter.blank is not None and value == parameter.blank:
+        return parameter.default
     if not parameter.accepts(value):
         raise RequestError(f"{parameter.name} is {_shown(value)}; it must be {parameter.allowed}")
     return value

@@ -19,6 +19,21 @@ def test_defaults() -> None:
     assert (request.stop_words, request.stream, request.exclude_input) == ((), False, True)
 
 
+@pytest.mark.parametrize("name", ["stop_words", "bad_words"])
+@pytest.mark.parametrize("others", [{}, {"beam_width": 2}], ids=str)
+def test_one_empty_text_is_none_as_clients_of_tensorrt_llm_send_it(name: str, others: dict[str, int]) -> None:
+    assert getattr(parse(tensors(text_input="hi", **{name: ""}, **others)), name) == ()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "microseconds", "expected"),
+    [(None, 0, None), (2.0, 0, 2), (None, 500_000, 0.5), (2.0, 500_000, 0.5), (2.0, 3_000_000, 2)],
+)
+def test_the_shorter_timeout_counts(seconds: float | None, microseconds: int, expected: float | None) -> None:
+    timeout = {} if seconds is None else {"timeout": seconds}
+    assert parse(tensors(text_input="hi", **timeout), microseconds).timeout == expected
+
+
 def test_without_a_seed_each_request_has_its_own() -> None:
     assert parse(tensors(text_input="hi")).sampling.seed != parse(tensors(text_input="hi")).sampling.seed
 
@@ -36,7 +51,7 @@ def test_without_a_seed_each_request_has_its_own() -> None:
         ({"top_p": float("nan")}, "top_p is nan"),
         (
             {"stop_words": ["a", ""]},
-            "stop_words is ('a', ''); it must be a list of texts, none of them empty",
+            "stop_words is ('a', ''); it must be a list of texts, none of them empty; or one empty text, for none",
         ),
         ({"stop_words": [b"\xc3"]}, "stop_words is not UTF-8: byte 0xc3 at position 0"),
         ({"text_input": ""}, "text_input is ''; it must be a text that is not empty"),

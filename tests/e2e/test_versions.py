@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,29 @@ def test_a_flipped_bit_is_named_in_the_models_status(models, file):
     path.write_bytes(content)
     damage = rf"{NAME} cannot be loaded: .*/1/{file} is damaged: its sha256"
     with pytest.raises(ServerError, match=damage), running(models.folder, [NAME]):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("found", "set_to", "said"),
+    [
+        ("", "max_batch_size: 4", "max_batch_size in config.pbtxt is 4; leave it out"),
+        ("decoupled: true", "decoupled: false", "model_transaction_policy in config.pbtxt must be"),
+        (
+            "",
+            'parameters { key: "threads" value { string_value: "100000" } }',
+            "the parameter threads in config.pbtxt is '100000'; it must be a whole number, from 1 to 1024",
+        ),
+    ],
+    ids=["batches", "one response", "threads"],
+)
+def test_a_config_that_would_end_or_stop_the_server_is_refused(models, found, set_to, said):
+    models.copy()
+    path = models.model / "config.pbtxt"
+    config = path.read_text()
+    path.write_text(config.replace(found, set_to, 1) if found else f"{config}\n{set_to}\n")
+    refused = f"{NAME} cannot be loaded: .*{re.escape(said)}"
+    with pytest.raises(ServerError, match=refused), running(models.folder, [NAME]):
         pass
 
 
