@@ -46,11 +46,13 @@ class Chat:
         template = _compiled(source)
         given = {**GIVEN, **tokens, **variables, "messages": conversation}
         try:
-            return str(template.render(given))
+            prompt = str(template.render(given))
         except Exception as error:  # a template may fail in any way
             raise RequestError(
                 f"messages do not fit the model's chat template: {str(error)[:300]}"
             ) from error
+        _check_whole(prompt)
+        return prompt
 
     @cached_property
     def _files(self) -> tuple[str, dict[str, str]]:
@@ -78,6 +80,15 @@ def _json(field: str, text: str, kind: type[Any]) -> Any:
             f"{field} is {text[:80]!r}; it must be a JSON {'list' if kind is list else 'object'}"
         )
     return value
+
+
+def _check_whole(prompt: str) -> None:
+    """RequestError if there is half a character: JSON can say one, by an escape such as \\ud800 alone."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        half = prompt[error.start]
+        raise RequestError(f"messages have {half!r}, which is half a character; send whole ones") from error
 
 
 def _token(value: Any) -> str | None:

@@ -50,9 +50,12 @@ class Constraint:
         self.error = ""
 
     def forbid(self, logits: Logits) -> None:
-        """Set what must not come next in `logits [vocab]` to -inf."""
-        self.error = self._matcher.get_error()
+        """Set what must not come next in `logits [vocab]` to -inf: all, if the form cannot be followed any further."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():  # llguidance would end the text here
+            self.error = f"the form cannot be followed any further: {_in_short(self._matcher.get_error())}"
+            logits[:] = -np.inf
+            return
         allowed = np.unpackbits(bits, count=min(logits.size, 8 * bits.size), bitorder="little").view(np.bool_)
         logits[: allowed.size][~allowed] = -np.inf
         logits[allowed.size :] = -np.inf
@@ -99,6 +102,9 @@ class Grammars:
             raise RequestError(f"{form.field} does not compile: {_in_short(str(error))}") from error
         if matcher.is_error():
             raise RequestError(f"{form.field} does not compile: {_in_short(matcher.get_error())}")
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise RequestError(f"{form.field} allows no text: {_in_short(matcher.get_error())}")
         return Constraint(matcher)
 
     def _of_llguidance(self) -> Any:
@@ -134,6 +140,6 @@ _GRAMMARS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _in_short(message: str) -> str:
-    """The message on one line."""
-    line = " ".join(message.split())
+    """The message on one line, without the state of llguidance behind it."""
+    line = " ".join(message.partition("<state>")[0].split())
     return line if len(line) <= 300 else f"{line[:297]}..."

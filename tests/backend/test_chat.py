@@ -70,6 +70,10 @@ def test_the_engine_answers_a_conversation(serve, folder, monkeypatch):
         ({"messages": "{}"}, "messages is .* must be a JSON list"),
         ({"messages": "[]"}, "messages is .* list of objects with role and content"),
         ({"messages": '["a"]'}, "messages is .* list of objects"),
+        (
+            {"messages": '[{"role": "user", "content": "a\\ud800"}]'},
+            "messages have '.ud800', which is half a character",
+        ),
         ({"messages": '[{"role": "nobody"}]'}, "messages do not fit .* there is no nobody"),
         (
             {"messages": '[{"role": "user", "content": "a"}]', "chat_template_kwargs": "3"},

@@ -132,6 +132,12 @@ def test_a_grammar_of_its_own(serve):
     assert re.fullmatch(r"[1-9][0-9]?(\+[1-9][0-9]?){1,3}", answer.text)
 
 
+def test_a_form_that_cannot_be_finished_is_an_error(serve):
+    """llguidance allows only an end-of-text token then: the answer would look complete."""
+    answer = serve().ask(text_input="x", grammar='start: "a" more\nmore: more "b"').wait()
+    assert answer.error == "the form cannot be followed any further: NoExtensionBias"
+
+
 def test_what_is_cut_says_so(serve):
     answer = (
         serve().ask(text_input="x", json_schema=json.dumps({"const": "a long text"}), max_tokens=4).wait()
@@ -167,6 +173,8 @@ def test_other_parameters_apply_too(serve):
         ({"regex": "(("}, r'regex does not compile: .*invalid regex "\(\("'),
         ({"grammar": "start: missing"}, "grammar does not compile: "),
         ({"grammar": "end: /a/"}, "grammar does not compile: "),
+        ({"regex": "[^\\x00-\\x{10FFFF}]"}, "regex allows no text: "),
+        ({"json_schema": '{"$ref": "#"}'}, "json_schema allows no text: "),
         ({"choice": ["a", ""]}, "choice is .* none of them empty"),
         ({"regex": "a" * 100_001}, "regex is .* 1 to 100000 characters"),
         ({"regex": "a", "choice": ["b"]}, "regex and choice are both there"),
