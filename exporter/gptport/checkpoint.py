@@ -8,15 +8,13 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import named_tokens, packed, positions
+from . import packed, positions, tokenizer_files
 from .errors import CheckpointError, GptportError, UnsupportedModel, first_line
 from .locate import Location, locate
 from .naming import Naming, text_part
@@ -25,15 +23,12 @@ from .spec import ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from transformers import PretrainedConfig
 
     from .precision import Quantization
     from .quantize import Blocks
-
-_GENERATION_FILE = "generation_config.json"
-_TEMPLATE = "chat_template.jinja"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, _GENERATION_FILE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Checkpoint(Location):
     @property
     def _generation(self) -> dict[str, Any]:
         """What generation_config.json has."""
-        path = self.directory / _GENERATION_FILE
+        path = self.directory / tokenizer_files.GENERATION
         try:
             found = json.loads(path.read_bytes()) if path.is_file() else {}
         except ValueError:
@@ -215,46 +210,7 @@ class Checkpoint(Location):
         Raises:
             CheckpointError: the checkpoint has no tokenizer that can be written as tokenizer.json, or its template is no text.
         """
-        files = {
-            name: (self.directory / name).read_bytes()
-            for name in _TOKENIZER_FILES
-            if (self.directory / name).is_file()
-        }
-        if "tokenizer.json" not in files:
-            files = {**self._converted_tokenizer(), **files}
-        elif not named_tokens.is_whole(self.directory, _tokenizer(self.directory, files["tokenizer.json"])):
-            files = {**files, **self._converted_tokenizer()}
-        if not _tokenizer(self.directory, files["tokenizer.json"]).get_vocab_size(with_added_tokens=False):
-            raise CheckpointError(f"{self.directory} has no tokenizer; put its tokenizer.json there")
-        try:
-            files.get(_TEMPLATE, b"").decode()
-        except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"{self.directory / _TEMPLATE} is no UTF-8: {error}; fetch it again, or convert it"
-            ) from error
-        return files
-
-    def _converted_tokenizer(self) -> dict[str, bytes]:
-        """The files of a tokenizer that is stored in an older way, or inside a GGUF file."""
-        import tempfile
-
-        from transformers import AutoTokenizer
-
-        gguf = {"gguf_file": self.files[0].name} if self.format == "gguf" else {}
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                AutoTokenizer.from_pretrained(
-                    self.directory, trust_remote_code=self.trust_remote_code, **gguf
-                ).save_pretrained(folder)
-                return {
-                    name: (Path(folder) / name).read_bytes()
-                    for name in _TOKENIZER_FILES
-                    if (Path(folder) / name).is_file()
-                }
-            except Exception as error:
-                raise CheckpointError(
-                    f"{self.directory} has no tokenizer: {first_line(error)}; put its tokenizer.json there"
-                ) from error
+        return tokenizer_files.read(self, trust_remote_code=self.trust_remote_code)
 
     def _stored(self, name: str) -> str:
         stored = self.naming.find(name)
@@ -332,14 +288,6 @@ def open_checkpoint(
 def located(location: Location, *, trust_remote_code: bool = False) -> Checkpoint:
     """The checkpoint that was found there."""
     return Checkpoint(**vars(location), trust_remote_code=trust_remote_code)
-
-
-def _tokenizer(directory: Path, tokenizer_json: bytes) -> Tokenizer:
-    """What tokenizer.json has; no vocabulary where transformers made it of no files."""
-    try:
-        return Tokenizer.from_str(tokenizer_json.decode())
-    except Exception as error:  # the library raises nothing more particular
-        raise CheckpointError(f"{directory}/tokenizer.json cannot be read: {first_line(error)}") from error
 
 
 def _config_error(directory: Path, error: Exception) -> CheckpointError | UnsupportedModel:

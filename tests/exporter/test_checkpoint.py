@@ -214,7 +214,18 @@ def test_no_tokenizer(refused, gpt2, copy):
     folder = copy(gpt2)
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    assert "has no tokenizer" in refused(folder)
+    assert refused(folder) == f"gptport: {folder} has no tokenizer; put its tokenizer.json there"
+
+
+def test_a_tokenizer_of_sentencepiece_alone(refused, gpt2, copy):
+    folder = copy(gpt2)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    wanted = (
+        "has no tokenizer.json, and for tokenizer.model transformers needs sentencepiece==0.2.1: pip install"
+    )
+    assert wanted in refused(folder)
 
 
 def test_a_damaged_tokenizer(refused, gpt2, copy):

@@ -1,0 +1,87 @@
+"""The files of a checkpoint's tokenizer, as they stand beside an exported model."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from . import named_tokens
+from .errors import CheckpointError, first_line
+
+if TYPE_CHECKING:
+    from .locate import Location
+
+GENERATION = "generation_config.json"
+_TEMPLATE = "chat_template.jinja"
+_NAMES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, GENERATION)
+_SENTENCEPIECE = b"\n"  # how the file of such a model begins; one of tiktoken's is text
+_READER = "sentencepiece==0.2.1"  # a later one needs protobuf 7
+
+
+def read(location: Location, *, trust_remote_code: bool) -> dict[str, bytes]:
+    """Name → content of the tokenizer's files and of generation_config.json; `tokenizer.json` is always there.
+
+    Raises:
+        CheckpointError: there is no tokenizer that can be written as tokenizer.json, or its template is no text.
+    """
+    directory = location.directory
+    files = {name: (directory / name).read_bytes() for name in _NAMES if (directory / name).is_file()}
+    if "tokenizer.json" not in files:
+        files = {**_converted(location, trust_remote_code=trust_remote_code), **files}
+    elif not named_tokens.is_whole(directory, _tokenizer(directory, files["tokenizer.json"])):
+        files = {**files, **_converted(location, trust_remote_code=trust_remote_code)}
+    if not _tokenizer(directory, files["tokenizer.json"]).get_vocab_size(with_added_tokens=False):
+        raise _none(directory)
+    try:
+        files.get(_TEMPLATE, b"").decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{directory / _TEMPLATE} is no UTF-8: {error}; fetch it again, or convert it"
+        ) from error
+    return files
+
+
+def _converted(location: Location, *, trust_remote_code: bool) -> dict[str, bytes]:
+    """The files of a tokenizer that is stored in an older way, or inside a GGUF file."""
+    from transformers import AutoTokenizer
+
+    gguf = {"gguf_file": location.files[0].name} if location.format == "gguf" else {}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            AutoTokenizer.from_pretrained(
+                location.directory, trust_remote_code=trust_remote_code, **gguf
+            ).save_pretrained(folder)
+            return {
+                name: (Path(folder) / name).read_bytes() for name in _NAMES if (Path(folder) / name).is_file()
+            }
+        except Exception as error:
+            raise _conversion_error(location.directory, error) from error
+
+
+def _conversion_error(directory: Path, error: Exception) -> CheckpointError:
+    text = first_line(error)
+    if "instantiate the backend tokenizer" in text:  # of no file
+        return _none(directory)
+    if "tiktoken" in text:  # what transformers takes for its format where it cannot read sentencepiece's
+        for model in directory.glob("*.model"):
+            if model.read_bytes().startswith(_SENTENCEPIECE):
+                return CheckpointError(
+                    f"{directory} has no tokenizer.json, and for {model.name} transformers needs {_READER}: "
+                    f"pip install {_READER}, or put a tokenizer.json there"
+                )
+    return CheckpointError(f"{directory} has no tokenizer: {text}; put its tokenizer.json there")
+
+
+def _none(directory: Path) -> CheckpointError:
+    return CheckpointError(f"{directory} has no tokenizer; put its tokenizer.json there")
+
+
+def _tokenizer(directory: Path, tokenizer_json: bytes) -> Tokenizer:
+    """What tokenizer.json has; no vocabulary where transformers made it of no files."""
+    try:
+        return Tokenizer.from_str(tokenizer_json.decode())
+    except Exception as error:  # the library raises nothing more particular
+        raise CheckpointError(f"{directory}/tokenizer.json cannot be read: {first_line(error)}") from error
