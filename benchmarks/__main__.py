@@ -21,7 +21,7 @@ AnyRace = TypeVar("AnyRace", decode.Race, export.Race, serve.Race, transports.Ra
 def main() -> int:
     """Run what was asked for; the exit code."""
     options = _parser().parse_args()
-    options.turns = options.turns or (2 if options.quick else 3 if options.benchmark == "serve" else 5)
+    options.turns = options.turns or _default_turns(options)
     failed = 0
     for run in _COMMANDS[options.benchmark](options):
         try:
@@ -35,6 +35,12 @@ def main() -> int:
             sys.stdout.write(page + "\n")
             sys.stdout.flush()
     return failed
+
+
+def _default_turns(options: argparse.Namespace) -> int:
+    if options.quick:
+        return 2
+    return 3 if options.benchmark == "serve" else 5
 
 
 def _decode(options: argparse.Namespace) -> Iterator[Run]:
