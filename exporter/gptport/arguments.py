@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from . import client_commands, repository_commands
+from .trust import add_trust
 
 if TYPE_CHECKING:
     _Commands: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -115,14 +116,7 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
     command.add_argument(
         "--lora", action="store_true", help="let the graph take LoRA adapters; see gptport export-adapter"
     )
-    command.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read pickled weights, which can run any code their author wrote",
-    )
-    command.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
-    )
+    add_trust(command)
     return command
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..client_commands.terminal import put
+from ..trust import add_trust
 
 if TYPE_CHECKING:
     import argparse
@@ -34,14 +35,7 @@ def add(command: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="that the model was made from: compare the graph with the adapter with it, in torch",
     )
-    command.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read pickled weights, which can run any code their author wrote",
-    )
-    command.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
-    )
+    add_trust(command)
 
 
 def run(options: argparse.Namespace) -> None:

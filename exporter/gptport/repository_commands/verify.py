@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..client_commands.terminal import put
+from ..trust import add_trust
 
 if TYPE_CHECKING:
     import argparse
@@ -32,14 +33,7 @@ def add(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="that the export was compared on, if it was one of yours",
     )
-    command.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="read pickled weights, which can run any code their author wrote",
-    )
-    command.add_argument(
-        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint brings along"
-    )
+    add_trust(command)
 
 
 def run(options: argparse.Namespace) -> int:
