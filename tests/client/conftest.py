@@ -8,7 +8,8 @@ import pytest
 
 from gptport_client import Client
 from toy_http import serve_http
-from toy_triton import ToyTriton, byte_fallback_tokenizer, byte_level_tokenizer
+from toy_model import byte_fallback_tokenizer, byte_level_tokenizer
+from toy_triton import ToyTriton
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptport_client import Client, InvalidRequest
-from toy_triton import next_logits
+from toy_model import next_logits
 
 PROMPT = [5, 6, 7]
 

@@ -9,7 +9,7 @@ import pytest
 
 from gptport_client import InvalidRequest
 from gptport_client._chat_template import read_chat_template
-from toy_triton import render
+from toy_model import render
 
 MESSAGES = [{"role": "system", "content": ""}, {"role": "user", "content": "Grüße, 世界!"}]
 
@@ -85,7 +85,7 @@ TEMPLATES = [
 def test_templates_are_rendered_as_transformers_does(template):
     from transformers import PreTrainedTokenizerFast
 
-    from toy_triton import byte_level_tokenizer
+    from toy_model import byte_level_tokenizer
 
     theirs = PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="<eos>"

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from toy_triton import read_inputs, render
+from toy_model import render
+from toy_wire import read_inputs
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")

@@ -26,7 +26,7 @@ from gptport_client import (
     ServerNotReady,
     Usage,
 )
-from toy_triton import read_inputs, text_response
+from toy_wire import read_inputs, text_response
 
 PROMPT = "The quick brown 世界"
 SAMPLED = {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 2**64 - 1}

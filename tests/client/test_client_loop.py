@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gptport_client import Client, DeadlineExceeded, InvalidRequest, ModelNotFound, ProtocolError, ServerError
-from toy_triton import next_logits
+from toy_model import next_logits
 
 PROMPT = "The quick brown 世界"
 

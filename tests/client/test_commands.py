@@ -16,7 +16,8 @@ import time
 import pytest
 
 from gptport.cli import main
-from toy_triton import EOS, read_inputs, render
+from toy_model import EOS, render
+from toy_wire import read_inputs
 
 PROMPT = "The quick brown 世界"
 

@@ -16,7 +16,8 @@ from itertools import accumulate
 
 import pytest
 
-from toy_triton import MAX_LENGTH, byte_fallback_tokenizer, read_inputs, render
+from toy_model import MAX_LENGTH, byte_fallback_tokenizer, render
+from toy_wire import read_inputs
 
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gptport_client import SamplingParams, ServerError
 from gptport_client._sampling import Sampler, likeliest
-from toy_triton import reference_token
+from toy_model import reference_token
 
 # Few distinct values, so that many are equal.
 LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=40).map(

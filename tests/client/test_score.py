@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptport_client import InvalidRequest
-from toy_triton import next_logits
+from toy_model import next_logits
 
 PROMPT = "The quick brown 世界"
 

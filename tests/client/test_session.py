@@ -11,7 +11,7 @@ import pytest
 import gptport_client
 from gptport_client import AsyncClient, InvalidRequest, SequenceLost
 from toy_checks import expected
-from toy_triton import MAX_LENGTH, next_logits
+from toy_model import MAX_LENGTH, next_logits
 
 PROMPT = "The quick brown 世界"
 

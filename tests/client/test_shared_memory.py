@@ -19,7 +19,7 @@ from gptport_client import AsyncClient, Client, InvalidRequest, ModelNotFound, S
 from gptport_client._region import new_name
 from gptport_client._releases import Releases
 from toy_checks import eventually, expected
-from toy_triton import MAX_LENGTH
+from toy_model import MAX_LENGTH
 
 PROMPT = "The quick brown 世界"
 

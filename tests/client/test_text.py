@@ -10,7 +10,7 @@ from tokenizers import decoders, models
 
 from gptport_client._text import Detokenizer, StopFilter
 from gptport_client._tokenizer import Tokenizer, read_tokenizer
-from toy_triton import byte_fallback_tokenizer, byte_level_tokenizer
+from toy_model import byte_fallback_tokenizer, byte_level_tokenizer
 
 TEXTS = [
     "The quick 世界 😀 don't  stop\n\n naïve 𝄞",

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 from gptport_client import Chunk, ProtocolError, SamplingParams, Usage
 from gptport_client._step_wire import read_logits, step_request
 from gptport_client._wire import file_request, read_file, read_text, text_request
-from toy_triton import final_response, read_inputs, text_response
+from toy_wire import final_response, read_inputs, text_response
 
 
 def inputs(request):

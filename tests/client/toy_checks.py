@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from toy_triton import next_logits
+from toy_model import next_logits
 
 
 def expected(toy, *ids):

@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2
 
-from toy_triton import NUMBERS
+from toy_wire import NUMBERS
 
 DATATYPES = {
     **dict.fromkeys(("text_input", "stop_words"), "BYTES"),

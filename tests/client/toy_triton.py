@@ -8,108 +8,18 @@ way (everything decoded at once, everything sorted), so that the client's own lo
 from __future__ import annotations
 
 import hashlib
-import struct
 import threading
 import time
 from concurrent import futures
 
 import grpc
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 import toy_growing
+from toy_model import EOS, MAX_LENGTH, TEMPLATE, byte_level_tokenizer, next_logits, reference_token
 from toy_regions import ToyRegions
-
-EOS = 0
-MAX_LENGTH = 64
-TRAINING_TEXT = ["Grüße, 世界! 😀 The quick brown fox jumps over the lazy dog. 𝄞 don't stop  now"] * 2
-NUMBERS = {
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "FP32": "<f4",
-    "FP16": "<f2",
-    "BOOL": "?",
-}
-
-
-def byte_level_tokenizer() -> Tokenizer:
-    """A BPE tokenizer over bytes, as GPT-2 has: a character may take several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TRAINING_TEXT, trainer)
-    return tokenizer
-
-
-def byte_fallback_tokenizer() -> Tokenizer:
-    """A tokenizer with `▁` for spaces and a token for each byte, as Llama has."""
-    pieces = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        *"▁abcdefghijklmnopqrstuvwxyz",
-        "▁he",
-    ]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, [("▁", "h"), ("▁h", "e")][2:], unk_token="<unk>", byte_fallback=True)
-    )
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer
-
-
-def next_logits(ids: list[int], vocab_size: int) -> np.ndarray:
-    """Logits `[vocab]` that depend on every id and nothing else."""
-    key = int.from_bytes(hashlib.sha256(np.asarray(ids, "<i8").tobytes()).digest()[:8], "little")
-    logits = np.random.Generator(np.random.Philox(key=key)).normal(size=vocab_size).astype(np.float32) * 4
-    logits[EOS] -= 4
-    return logits
-
-
-def reference_token(logits: np.ndarray, temperature: float, top_k: int, top_p: float, u: float) -> int:
-    """docs/protocol.md, "Sampling, exactly", word by word."""
-    if temperature == 0:
-        return int(np.argmax(logits))
-    scaled = logits / np.float32(temperature)
-    order = sorted(range(len(scaled)), key=lambda token: (-scaled[token], token))
-    order = order[:top_k] if top_k else order
-    weights = np.exp(scaled[order].astype(np.float64) - np.float64(scaled[order[0]]))
-    kept, total = [], 0.0
-    for token, probability in zip(order, weights / weights.sum(), strict=True):
-        total += probability
-        kept.append((token, total))
-        if total >= top_p:
-            break
-    return next((token for token, cumulative in kept if cumulative > u * total), kept[-1][0])
-
-
-TEMPLATE = """{% for message in messages %}
-{% if message.role == 'tool' %}
-{{ raise_exception('there are no tools') }}
-{% endif %}
-{{ message.role }}: {{ message.content }}
-{% endfor %}
-{% if add_generation_prompt %}
-assistant:{% endif %}
-"""
-
-
-def render(messages: list[dict[str, str]]) -> str:
-    """What the template makes of a conversation."""
-    return "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant:"
+from toy_wire import add_logprobs, add_output, failure, final_response, read_inputs, text_response
 
 
 class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -366,70 +276,6 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
             certain = text[: len(text) - held].rstrip("\ufffd")
             shown = certain if len(certain) > len(shown) else shown
             yield new[-1], shown, ""
-
-
-def read_inputs(request) -> dict:
-    """The tensors of a request, by name; BYTES as a list of bytes."""
-    tensors = {}
-    sent = [tensor for tensor in request.inputs if "shared_memory_region" not in tensor.parameters]
-    for tensor, content in zip(sent, request.raw_input_contents, strict=True):
-        if tensor.datatype == "BYTES":
-            value, rest = [], content
-            while rest:
-                end = 4 + struct.unpack_from("<I", rest)[0]
-                value, rest = [*value, rest[4:end]], rest[end:]
-            assert len(value) == tensor.shape[0]
-        else:
-            value = np.frombuffer(content, NUMBERS[tensor.datatype]).reshape(tensor.shape)
-        tensors[tensor.name] = value
-    return tensors
-
-
-def text_response(
-    request, text: bytes, ids, reason: str, prompt_tokens: int, new_tokens: int, *, final: bool, index=0
-):
-    """One response of the text model."""
-    stream = service_pb2.ModelStreamInferResponse()
-    response = stream.infer_response
-    response.model_name, response.id = request.model_name, request.id
-    response.parameters["triton_final_response"].bool_param = final
-    for name, datatype, content in (
-        ("text_output", "BYTES", struct.pack("<I", len(text)) + text),
-        ("output_ids", "INT32", np.asarray(ids, "<i4").tobytes()),
-        ("finish_reason", "BYTES", struct.pack("<I", len(reason)) + reason.encode()),
-        ("num_input_tokens", "UINT32", struct.pack("<I", prompt_tokens)),
-        ("num_output_tokens", "UINT32", struct.pack("<I", new_tokens)),
-        ("index", "INT32", struct.pack("<i", index)),
-    ):
-        response.outputs.add(name=name, datatype=datatype, shape=(len(ids) if name == "output_ids" else 1,))
-        response.raw_output_contents.append(content)
-    return stream
-
-
-def add_logprobs(response, top: int):
-    """Of one token: made up, -1 for the chosen one, and -i for the i-th of the likeliest ones, which are the first ids."""
-    add_output(response, "output_log_probs", "FP32", np.array([-1]))
-    add_output(response, "top_log_prob_ids", "INT32", np.arange(top)[np.newaxis])
-    add_output(response, "top_log_probs", "FP32", -np.arange(top)[np.newaxis])
-
-
-def add_output(response, name: str, datatype: str, values: np.ndarray):
-    """One more tensor of numbers."""
-    response.outputs.add(name=name, datatype=datatype, shape=values.shape)
-    response.raw_output_contents.append(values.astype(NUMBERS[datatype]).tobytes())
-
-
-def final_response(request):
-    """The empty response that only says that it is the last."""
-    stream = service_pb2.ModelStreamInferResponse()
-    stream.infer_response.id = request.id
-    stream.infer_response.parameters["triton_final_response"].bool_param = True
-    return stream
-
-
-def failure(text: str):
-    """An error inside a stream: Triton sends no status with it."""
-    return service_pb2.ModelStreamInferResponse(error_message=text)
 
 
 def main() -> None:
