@@ -11,6 +11,8 @@ import pytest
 TESTS = Path(__file__).parent
 END_TO_END, DEPLOYMENT = TESTS / "e2e", TESTS / "deployment"
 
+LONGEST = ("test_soak.py",)
+
 # Workers beside each other share the processors; a pool of threads in each makes torch take 1.6 times the processor time.
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER:
@@ -28,6 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if WORKER:
             item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(
+        key=lambda item: item.path.name not in LONGEST
+    )  # first: at the end, the other workers would wait for it
 
 
 def group(item: pytest.Item) -> str:
