@@ -209,6 +209,11 @@ class Runner:
         self, version_dir: Path, options: RunnerOptions, max_slots: int
     ) -> DeviceSampler | None:
         graph = self._manifest.sampler
+        if graph is None and options.sampler == "graph":
+            raise LoadError(
+                "the parameter sampler in config.pbtxt is 'graph', and the model was exported before there was one: "
+                "export it again, or set host"
+            )
         if not options.draws_on_device or graph is None:
             return None
         session = _session(version_dir / graph, options)

@@ -115,6 +115,15 @@ def test_bfloat16_is_refused_on_a_cpu(own_dir: Path) -> None:
         Runner(manifests.read(own_dir), own_dir, RunnerOptions(), 1)
 
 
+def test_an_older_export_draws_on_the_host(own_dir: Path) -> None:
+    document = json.loads((own_dir / "manifest.json").read_text())
+    del document["sampler"]
+    (own_dir / "manifest.json").write_text(json.dumps(document))
+    Runner(manifests.read(own_dir), own_dir, RunnerOptions(), 1)
+    with pytest.raises(LoadError, match="was exported before there was one: export it again, or set host"):
+        Runner(manifests.read(own_dir), own_dir, RunnerOptions(sampler="graph"), 1)
+
+
 def test_a_device_that_is_not_there_is_said(version_dir: Path) -> None:
     with pytest.raises(LoadError, match="configured for cuda, but this onnxruntime"):
         Runner(manifests.read(version_dir), version_dir, RunnerOptions(device="cuda"), 1)
