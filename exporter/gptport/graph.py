@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from . import passes, residuals, unroll, weight_parts, weights
+from . import passes, residuals, unroll, weight_parts, weight_values
 from .dialects import onnxruntime as dialect
 from .layer_graph import LayerGraph, layer_graph
 from .passes import quantize_experts
@@ -135,7 +135,7 @@ def build(
         adapters,
     )
     hidden_states, lowering = _lower(model, traced, context)
-    read = weights.attach(model.graph, checkpoint, traced.aliases, hessians)
+    read = weight_values.attach(model.graph, checkpoint, traced.aliases, hessians)
     strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from gptport import passes, weights
+from gptport import passes, weight_values, weights
 from gptport.operators import DOMAIN
 from gptport.passes.arrange_projections import arrange_projections
 from gptport.passes.fuse_attention import fuse_attention
@@ -164,7 +164,7 @@ def test_a_projection_head_by_head_is_rearranged():
     passes.tidy(model)
     assert counted(model.graph) == {"gptport.Linear": 1, "com.microsoft.GroupQueryAttention": 1}
     stored = {"qkv.weight": torch.arange(12.0)[:, None].expand(12, 8), "qkv.bias": torch.arange(12.0)}
-    weights.attach(model.graph, Tensors(stored), {})
+    weight_values.attach(model.graph, Tensors(stored), {})
     _, weight, bias = model.graph[0].inputs
     assert bias.const_value.numpy().tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
     assert weight.const_value.numpy()[:, 0].tolist() == bias.const_value.numpy().tolist()
