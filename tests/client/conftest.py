@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 
@@ -42,6 +43,25 @@ def toy_http(toy):
 def client(toy):
     with Client(toy.url, model="toy") as client:
         yield client
+
+
+@pytest.fixture
+def serve(toy):
+    """Run a gateway in front of the toy, for those who have one of the keys; its address."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("starlette")
+    from toy_gateway import gateway
+
+    with ExitStack() as running:
+        yield lambda keys=(): running.enter_context(gateway(toy.url, keys))
+
+
+@pytest.fixture
+def ask(serve):
+    """OpenAI's client of such a gateway."""
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(base_url=f"{serve()}/v1", api_key="none", max_retries=0) as asking:
+        yield asking
 
 
 @pytest.fixture(scope="session")

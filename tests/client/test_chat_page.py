@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import threading
-import time
 
 import pytest
 
 from toy_model import render
 from toy_wire import read_inputs
 
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 pytest.importorskip("aiohttp")
 
-from browser import tab  # noqa: E402
-from gptport_gateway import Keys, application  # noqa: E402
+from browser import tab
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
@@ -26,26 +23,17 @@ IDLE = "document.getElementById('stop').hidden"
 
 
 @pytest.fixture
-def visit(toy, tmp_path):
+def visit(serve, tmp_path):
     """Run `use(page)` on the page of a gateway with these keys in front of the toy."""
 
     def run(use, keys=()):
-        server = uvicorn.Server(uvicorn.Config(application(toy.url, Keys(keys)), port=0, log_level="warning"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+        url = serve(keys)
 
         async def main():
-            async with tab(CHROMIUM, tmp_path / "profile", url) as page:
+            async with tab(CHROMIUM, tmp_path / "profile", f"{url}/") as page:
                 await use(page)
 
-        try:
-            asyncio.run(main())
-        finally:
-            server.should_exit = True
-            thread.join(10)
+        asyncio.run(main())
 
     return run
 

@@ -7,8 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -25,30 +23,13 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def gateway(toy):
-    """The port of a gateway in front of the toy."""
-    uvicorn = pytest.importorskip("uvicorn")
-    pytest.importorskip("starlette")
-    from gptport_gateway import Keys, application
-
-    server = uvicorn.Server(uvicorn.Config(application(toy.url, Keys()), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
-
-
 @pytest.mark.parametrize("example", blocks("python"), ids=itertools.count())
 def test_an_example_runs(request, toy, example, capsys, tmp_path):
     toy.max_length = 512
     toy.models.add("toy_kv")
     if "localhost:8080" in example:
         pytest.importorskip("openai")
-        example = example.replace("localhost:8080", f"127.0.0.1:{request.getfixturevalue('gateway')}")
+        example = example.replace("http://localhost:8080", request.getfixturevalue("serve")())
     if '"packaged"' in example:
         toy.grows = ("input_ids", "attention_mask", "position_ids")
         (tmp_path / "tokenizer.json").write_bytes(toy.tokenizer_file)

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,49 +19,20 @@ from toy_model import MAX_LENGTH, byte_fallback_tokenizer, render
 from toy_wire import read_inputs
 
 openai = pytest.importorskip("openai")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
 from gptport.cli import main  # noqa: E402
-from gptport_gateway import Keys, application  # noqa: E402
 
 PROMPT = "The quick brown 世界"
 MESSAGES = [{"role": "user", "content": "Grüße!"}]
 GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 9}
 
 
-@pytest.fixture
-def serve(toy):
-    """Run a gateway in front of the toy; its address."""
-    running = []
-
-    def start(keys=()):
-        port = free_port()
-        config = uvicorn.Config(application(toy.url, Keys(keys)), port=port, log_level="warning")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        running.append((server, thread))
-        while not server.started:
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{port}"
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(10)
-
-
 def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-@pytest.fixture
-def ask(serve):
-    with openai.OpenAI(base_url=f"{serve()}/v1", api_key="none", max_retries=0) as asking:
-        yield asking
 
 
 def test_a_completion(ask, client):
@@ -289,29 +259,6 @@ def test_models(ask, toy):
         ask.completions.create(model="nix", prompt="a")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"temperature": -1}, "temperature is -1"),
-        ({"n": 0}, "n is 0"),
-        ({"n": 129}, "at most 128"),
-        ({"stop": [""]}, r"stop\[0\] is empty"),
-        ({"messages": []}, "messages is empty"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text is supported"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
-        ({"extra_body": {"top": 1}}, "top is not supported"),
-        ({"messages": [{"role": "user", "content": "x" * 300}]}, "tokens"),
-    ],
-)
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_wrong_request_is_refused_with_its_reason(ask, arguments, message, stream):
-    asked = {**GREEDY, "messages": MESSAGES, "stream": stream, **arguments}
-    with pytest.raises(openai.BadRequestError, match=message) as caught:
-        ask.chat.completions.create(**asked)
-    assert caught.value.type == "invalid_request_error"
-
-
 def test_what_asks_for_nothing_is_taken(ask):
     ask.chat.completions.create(
         messages=MESSAGES,
@@ -324,45 +271,6 @@ def test_what_asks_for_nothing_is_taken(ask):
         response_format={"type": "text"},
         metadata={"a": "b"},
     )
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"model": "toy"}', b'{"prompt": "a"}']
-)
-def test_what_is_no_request_is_refused(serve, body):
-    request = urllib.request.Request(f"{serve()}/v1/completions", body)
-    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
-        urllib.request.urlopen(request)
-    assert json.loads(caught.value.read())["error"]["message"]
-
-
-def test_a_request_that_is_too_large_is_refused(serve):
-    request = urllib.request.Request(f"{serve()}/v1/completions", b" " * (9 * 2**20))
-    with pytest.raises((urllib.error.HTTPError, ConnectionError)):
-        urllib.request.urlopen(request)
-
-
-def test_an_error_on_the_way_is_the_last_event(ask, toy):
-    toy.error_after = (2, "CUDA out of memory")
-    events = ask.completions.create(prompt=PROMPT, stream=True, **GREEDY)
-    with pytest.raises(openai.APIError, match="CUDA out of memory"):
-        list(events)
-    with pytest.raises(openai.InternalServerError, match="CUDA out of memory"):
-        ask.completions.create(prompt=PROMPT, **GREEDY)
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "status"),
-    [
-        ("Exceeds maximum queue size", openai.RateLimitError, 429),
-        ("model is not ready", openai.InternalServerError, 503),
-    ],
-)
-def test_a_status_says_whether_to_come_again(ask, toy, text, error, status):
-    toy.error_after = (0, text)
-    with pytest.raises(error) as caught:
-        ask.completions.create(prompt=PROMPT, **GREEDY)
-    assert caught.value.status_code == status
 
 
 def test_a_browser_that_goes_away_cancels(ask, toy):
@@ -385,26 +293,6 @@ def test_a_browser_that_goes_away_before_the_answer_cancels(serve, toy):
     assert toy.cancelled.wait(5)
 
 
-def test_keys(serve):
-    url = f"{serve(['right', 'other'])}/v1"
-    for key in ("right", "other"):
-        assert openai.OpenAI(base_url=url, api_key=key).models.list().data
-    with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
-        openai.OpenAI(base_url=url, api_key="wrong").models.list()
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{url}/models")
-
-
-def test_a_file_of_keys(tmp_path):
-    (tmp_path / "keys").write_text("# ours\n\n one \ntwo\n")
-    keys = Keys.from_file(tmp_path / "keys")
-    assert [keys.admit(f"Bearer {key}") for key in ("one", "two", "# ours", "")] == [True, True, False, False]
-    assert not keys.admit("one")
-    (tmp_path / "keys").write_text("# none\n")
-    with pytest.raises(ValueError, match="has no key"):
-        Keys.from_file(tmp_path / "keys")
-
-
 def test_a_port_that_is_taken_is_said_before_anything_else(toy, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -414,16 +302,6 @@ def test_a_port_that_is_taken_is_said_before_anything_else(toy, capsys):
         said
         == f"gptport: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("path", "method", "status"), [("/v1/nothing", "GET", 404), ("/v1/completions", "GET", 405)]
-)
-def test_what_is_not_there_is_refused_as_json(serve, path, method, status):
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(urllib.request.Request(serve() + path, method=method))
-    assert caught.value.code == status
-    assert f"{method} {path} is nothing here" in json.loads(caught.value.read())["error"]["message"]
 
 
 def test_health(serve, toy):
