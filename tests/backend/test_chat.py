@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 
+import jinja2
 import pytest
 
 from gptport_backend.chat import Chat
@@ -60,6 +61,13 @@ def test_the_engine_answers_a_conversation(serve, folder, monkeypatch):
     assert (answer.token_ids, answer.text) == (expected.token_ids, expected.text)
     whole = tiny.ask(messages=json.dumps(MESSAGES), max_tokens=9, exclude_input_in_output=False).wait()
     assert whole.text == prompt + expected.text
+
+
+def test_the_template_is_compiled_once(folder, monkeypatch):
+    chat = Chat(folder)
+    prompt = chat.prompt(json.dumps(MESSAGES), None)
+    monkeypatch.setattr(jinja2.Environment, "compile", None)
+    assert chat.prompt(json.dumps(MESSAGES), None) == prompt
 
 
 @pytest.mark.parametrize(
