@@ -18,7 +18,7 @@ def main(source: str, name: str, folder: Path) -> None:
     location = locate.locate(source, allow_pickle=False)
     allocator.let_threads_sleep()
     gc.disable()
-    from gptport import checkpoint, console, export, graph
+    from gptport import checkpoint, console, description, export, graph
 
     console.quiet_transformers()
     gc.enable()
@@ -28,7 +28,7 @@ def main(source: str, name: str, folder: Path) -> None:
     chosen = precision.chosen(name)
     length = export.chosen_length(found.name, found.spec.context_length, None)
     built = graph.build(found, chosen, length)
-    manifest = export.described(built.model, found, "model", chosen, length)
+    manifest = description.described(built.model, found, "model", chosen, length)
     with console.Steps() as steps:
         export.write(built.model, manifest, found.tokenizer_files(), folder, steps, os.cpu_count() or 1)
     export.hashed(folder)

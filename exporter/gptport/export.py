@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +11,18 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from . import calibration, genai, report_page, sampling_graph, triton_config, verify
+from . import calibration, description, genai, report_page, sampling_graph, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
 from .allocator import return_large_blocks, use_huge_pages
-from .dialects import onnxruntime as dialect
-from .errors import RepositoryError, UnsupportedModel, UsageError
-from .lora import stretches
-from .manifest import FILE_NAME, File, KVCache, Manifest, Projection, Tensor, Tokens, cache_tensors
+from .errors import RepositoryError, UsageError
+from .manifest import FILE_NAME, File, Manifest
 from .packed import block_size
-from .passes.add_adapters import DOWN, ROWS, UP, adapted
 from .reference import evaluation_text, reference
 from .versions import served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
@@ -34,26 +30,14 @@ if TYPE_CHECKING:
     from .checkpoint import Checkpoint
     from .console import Steps
     from .precision import Precision
-    from .weights import Weight
 
-GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 DEFAULT_MAX_LENGTH = 2048
-_VERIFICATION = (
-    "tokens",
-    "max_abs_logit_difference",
-    "greedy_agreement",
-    "text_tokens",
-    "text_greedy_agreement",
-    "checkpoint_perplexity",
-    "perplexity",
-)
 STEP_CACHES = {
     "server": (repositories.STEP_SUFFIX,),
     "client": (repositories.KV_SUFFIX,),
     "both": repositories.STEP_SUFFIXES,
 }
-_TOOLS = ("gptport", "torch", "transformers", "onnx-ir", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -140,7 +124,7 @@ def export(
                 hessians = calibration.hessians(checkpoint, tokenizer["tokenizer.json"], length, text)
         with steps.step("Tracing the graph"):
             built = graphs.build(checkpoint, precision, length, hessians, adapters=adapters)
-        manifest = described(built.model, checkpoint, name, precision, length)
+        manifest = description.described(built.model, checkpoint, name, precision, length)
         _check_step_cache(manifest, repository, serving)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and
         # the comparison below.
@@ -155,7 +139,9 @@ def export(
         with steps.step("Comparing the graph with it"):
             parity = verify.verify(folder, manifest, expected, precision, built.hidden_states)
         with steps.step("Publishing"):
-            manifest = measured(manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity)
+            manifest = description.measured(
+                manifest, checkpoint, checkpoint.sha256.result(), files.result(), parity
+            )
             facts = report_page.Facts(
                 manifest, checkpoint.spec, built.lowering, parity, precision, command, built.unread
             )
@@ -211,7 +197,7 @@ def write(
         with steps.step("Writing the weights", total) as advance:
             ir.save(
                 model,
-                folder / GRAPH,
+                folder / description.GRAPH,
                 external_data=WEIGHTS,
                 callback=lambda tensor, _: advance(tensor.nbytes),
                 max_workers=jobs,
@@ -233,48 +219,6 @@ def hashed(folder: Path) -> dict[str, File]:
     return files
 
 
-def described(
-    model: ir.Model, checkpoint: Checkpoint, name: str, precision: Precision, max_length: int
-) -> Manifest:
-    """The manifest of a graph, without what is known only when it was written and compared."""
-    spec = checkpoint.spec
-    inputs = [tensor(value) for value in model.graph.inputs if not value.is_initializer()]
-    optional = [tensor(value) for value in model.graph.inputs if value.is_initializer()]
-    outputs = [tensor(value) for value in model.graph.outputs]
-    pasts, presents = inputs[3:], outputs[1:]
-    if len(pasts) != 2 * spec.layers:
-        raise UnsupportedModel(
-            f"{spec.model_type} has {spec.layers} layers, but {len(pasts) // 2} with a cache"
-        )
-    tensors = cache_tensors(pasts, presents)
-    return Manifest(
-        name=name,
-        precision=precision.name,
-        dialect=dialect.NAME,
-        opsets=dict(model.opset_imports),
-        ir_version=model.ir_version,
-        graph=GRAPH,
-        sampler=sampling_graph.GRAPH,
-        vocab_size=spec.vocab_size,
-        max_length=max_length,
-        logits="last",
-        tokens=Tokens(spec.bos_token_id, spec.eos_token_ids, spec.pad_token_id),
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        optional_inputs=tuple(optional),
-        lora=tuple(_projection(*each, checkpoint) for each in adapted(model.graph).items()),
-        roles={
-            name: name
-            for name in (*(each.name for each in inputs[:3]), dialect.LOGITS_OFFSETS, outputs[0].name)
-        },
-        kv_cache=KVCache(spec.layers, *_alike(pasts), pasts[0].dtype, tensors),
-        source={},
-        verification={},
-        tools={},
-        files={},
-    )
-
-
 def _check_step_cache(manifest: Manifest, repository: Path, serving: triton_config.Serving) -> None:
     """UsageError if NAME_kv is asked for, or is there, and layers differ: clients hold caches of one shape."""
     step = manifest.name + repositories.KV_SUFFIX
@@ -285,52 +229,6 @@ def _check_step_cache(manifest: Manifest, repository: Path, serving: triton_conf
             f"{step} has caches of one shape, and the layers of {manifest.name} have {shapes}: "
             f"use --step-cache server, in a repository without {step}"
         )
-
-
-def _alike(pasts: Sequence[Tensor]) -> tuple[int | None, int | None]:
-    """Heads and their width of all tensors of the cache; None where they differ."""
-    shapes = {(past.shape[1], past.shape[3]) for past in pasts}
-    heads, width = shapes.pop()
-    return (None, None) if shapes else (int(heads), int(width))
-
-
-def _projection(branch: str, weight: Weight, checkpoint: Checkpoint) -> Projection:
-    """What a branch for adapters stands beside, by the names of the checkpoint."""
-    modules = [name.removesuffix(".weight") for name in weight.names]
-    features = [checkpoint.shape(name)[weight.axis] for name in weight.names]
-    return Projection(
-        modules=dict(zip(modules, features, strict=True)),
-        order=stretches(weight.order),
-        down=branch + DOWN,
-        up=branch + UP,
-        rows=branch + ROWS,
-    )
-
-
-def tensor(value: ir.Value) -> Tensor:
-    """An input or output of a graph, as the manifest has it."""
-    assert value.dtype is not None
-    assert value.shape is not None
-    shape = tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape)
-    return Tensor(str(value.name), value.dtype.numpy().name, shape)
-
-
-def measured(
-    manifest: Manifest, checkpoint: Checkpoint, sha256: str, files: dict[str, File], parity: verify.Parity
-) -> Manifest:
-    """The manifest with what is known only now."""
-    return replace(
-        manifest,
-        source={
-            "checkpoint": checkpoint.name,
-            "model_type": checkpoint.spec.model_type,
-            "format": checkpoint.format,
-            "sha256": sha256,
-        },
-        verification={field: getattr(parity, field) for field in _VERIFICATION},
-        tools={tool: importlib.metadata.version(tool) for tool in _TOOLS},
-        files=files,
-    )
 
 
 def finished(manifest: Manifest, folder: Path, report: str) -> Manifest:

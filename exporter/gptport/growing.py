@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnxruntime
 
+from .description import tensor
 from .dialects import onnxruntime as dialect
 from .errors import UnsupportedModel, VerificationError, first_line
-from .export import tensor
 from .manifest import KVCache, Manifest, Tokens, cache_tensors
 from .reference import Reference
 from .verify import Compared, Parity, judged

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from . import export as exports
 from . import (
+    description,
     foreign_graph,
     foreign_layers,
     genai,
@@ -28,6 +28,7 @@ from . import (
     triton_config,
     verify,
 )
+from . import export as exports
 from . import repository as repositories
 from .errors import RepositoryError, UsageError
 from .foreign_precision import precision_of
@@ -108,7 +109,7 @@ def package(
         job = _Job(source, name, precision, length, ids, folder, tokenizer, steps, background)
         manifest, model, files, parity = make(job)
         with steps.step("Publishing"):
-            manifest = exports.measured(manifest, source, source.sha256.result(), files.result(), parity)
+            manifest = description.measured(manifest, source, source.sha256.result(), files.result(), parity)
             layers = foreign_layers.examined(model, spec.layers)
             facts = report_page.PackagedFacts(
                 manifest, spec, parity, precision, command, graph.path.name, layers
@@ -143,7 +144,7 @@ def _fixed(job: _Job) -> _Made:
     graph, folder = job.source.graph, job.folder
     asked = tuple(graph.inputs)
     ours = rewire.rewired(graph, job.source.spec)
-    manifest = exports.described(ours, job.source, job.name, job.precision, job.length)
+    manifest = description.described(ours, job.source, job.name, job.precision, job.length)
     _copy(graph.weights_files, job)
     _saved(ours, folder)
     genai.write(folder, manifest)
@@ -213,7 +214,7 @@ def _copy(paths: Sequence[Path], job: _Job) -> None:
 
 def _saved(model: ir.Model, folder: Path) -> None:
     try:
-        ir.save(model, folder / exports.GRAPH)
+        ir.save(model, folder / description.GRAPH)
     except OSError as error:
         raise RepositoryError(
             f"writing the graph beside the repository failed: {error}; nothing was changed"
