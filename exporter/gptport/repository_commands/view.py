@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     from .. import manifest
 
     folder = manifest.version_folder(options.model)
+    logging.getLogger("netron").setLevel(logging.WARNING)  # it says where it is, too
     graph = folder / manifest.read(folder).graph
     host, port = netron.start(
         str(graph), address=("127.0.0.1", options.port or None), browse=not options.no_browser
