@@ -163,10 +163,16 @@ def _download(source: str, *, allow_pickle: bool, trust_remote_code: bool) -> Pa
         directory = Path(snapshot_download(source, allow_patterns=wanted))
         if any(directory.glob("*.safetensors")):
             return directory
-        if allow_pickle:
+        there = list_repo_files(source)
+        if pickles := fnmatch.filter(there, _PICKLES):
+            if not allow_pickle:
+                raise _only_pickled(source, min(pickles))
             snapshot_download(source, allow_patterns=_PICKLES)
-        elif pickles := fnmatch.filter(list_repo_files(source), _PICKLES):
-            raise _only_pickled(source, min(pickles))
+        elif ggufs := fnmatch.filter(there, "*.gguf"):
+            raise CheckpointError(
+                f"{source} has its weights only as GGUF ({min(ggufs)}); fetch one such file into a directory of its own, "
+                "and give that"
+            )
         return directory
     except RepositoryNotFoundError as error:
         raise CheckpointError(

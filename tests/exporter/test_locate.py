@@ -68,6 +68,12 @@ def test_pickles_alone_are_refused_with_the_option_that_takes_them():
         locate("any/model")
 
 
+def test_gguf_files_alone_are_refused_with_what_to_do(hub):
+    (hub / "pytorch_model.bin").rename(hub / "model.q4.gguf")
+    with pytest.raises(CheckpointError, match=r"any/model .* \(model\.q4\.gguf\); fetch one such file"):
+        locate("any/model")
+
+
 def test_no_weights(hub):
     (hub / "pytorch_model.bin").unlink()
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
