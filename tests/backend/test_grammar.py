@@ -132,6 +132,15 @@ def test_a_grammar_of_its_own(serve):
     assert re.fullmatch(r"[1-9][0-9]?(\+[1-9][0-9]?){1,3}", answer.text)
 
 
+def test_a_form_is_compiled_once_for_all_who_ask_for_it(serve, monkeypatch):
+    tiny = serve()
+    asked = {"text_input": "x", "regex": "[ab]{3,9}", "temperature": 1.0, "seed": 3}
+    alone = [tiny.ask(**{**asked, "seed": 3 + index}).wait().text for index in range(4)]
+    monkeypatch.setattr("llguidance.LLMatcher.grammar_from_regex", None)
+    several = tiny.ask(**asked, n=4).wait()
+    assert [several.of(index).text for index in range(4)] == alone
+
+
 def test_a_form_that_cannot_be_finished_is_an_error(serve):
     """llguidance allows only an end-of-text token then: the answer would look complete."""
     answer = serve().ask(text_input="x", grammar='start: "a" more\nmore: more "b"').wait()
