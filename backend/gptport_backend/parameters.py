@@ -56,9 +56,17 @@ def _from_to(low: float, high: float) -> Callable[[Any], bool]:
 MOST_ANSWERS = 128  # of one request
 MOST_BEAMS = 64
 MOST_CHARACTERS = 100_000
-TEXTS = "a list of texts, none of them empty; or one empty text, for none"
+MOST_TEXTS = 1000  # that each new token is compared with
+TEXTS = (
+    f"a list of at most {MOST_TEXTS} texts, of {MOST_CHARACTERS} characters together, none of them empty; "
+    "or one empty text, for none"
+)
 NO_TEXTS = ("",)  # of clients for TensorRT-LLM's models
 FORM = f"a text of 1 to {MOST_CHARACTERS} characters"
+
+
+def _are_texts(texts: tuple[str, ...]) -> bool:
+    return all(texts) and len(texts) <= MOST_TEXTS and sum(map(len, texts)) <= MOST_CHARACTERS
 
 
 def _is_form(text: str) -> bool:
@@ -184,7 +192,7 @@ PARAMETERS = (
         (),
         TEXTS,
         "texts whose tokens, with or without a space before them, never come",
-        all,
+        _are_texts,
         many=True,
         blank=NO_TEXTS,
     ),
@@ -219,7 +227,7 @@ PARAMETERS = (
         (),
         TEXTS,
         "end before the first of these texts, the one that ends first; it is not part of the answer",
-        all,
+        _are_texts,
         many=True,
         blank=NO_TEXTS,
     ),

@@ -51,7 +51,12 @@ def test_without_a_seed_each_request_has_its_own() -> None:
         ({"top_p": float("nan")}, "top_p is nan"),
         (
             {"stop_words": ["a", ""]},
-            "stop_words is ('a', ''); it must be a list of texts, none of them empty; or one empty text, for none",
+            "stop_words is ('a', ''); it must be a list of at most 1000 texts, of 100000 characters together, ",
+        ),
+        ({"stop_words": ["a"] * 1001}, "it must be a list of at most 1000 texts"),
+        (
+            {"bad_words": ["a" * 100_001]},
+            "of 100000 characters together, none of them empty; or one empty text",
         ),
         ({"stop_words": [b"\xc3"]}, "stop_words is not UTF-8: byte 0xc3 at position 0"),
         ({"text_input": ""}, "text_input is ''; it must be a text that is not empty"),
