@@ -47,9 +47,8 @@ class Chat:
         try:
             prompt = str(template.render(given))
         except Exception as error:  # a template may fail in any way
-            raise RequestError(
-                f"messages do not fit the model's chat template: {str(error)[:300]}"
-            ) from error
+            why = str(error)[:300] or type(error).__name__
+            raise RequestError(f"messages do not fit the model's chat template: {why}") from error
         _check_whole(prompt)
         return prompt
 

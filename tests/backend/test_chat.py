@@ -102,9 +102,21 @@ def test_what_is_no_conversation_is_refused(serve, folder, monkeypatch, inputs, 
         tiny.ask(**inputs)
 
 
-def test_a_template_cannot_leave_its_sandbox(folder):
-    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(RequestError, match="unsafe"):
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ raise_exception.__globals__['json'] }}", "unsafe|undefined"),
+        ("{% import 'os' as os %}", "no loader"),
+        ("{% for _ in range(1000000) %}{% endfor %}", "Range too big"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),
+        ("{{ 'a' * 10**15 }}", "MemoryError"),
+    ],
+)
+def test_a_template_cannot_leave_its_sandbox(folder, template, message):
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(RequestError, match=message):
         Chat(folder).prompt(json.dumps(MESSAGES), None)
 
 
