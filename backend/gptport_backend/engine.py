@@ -87,7 +87,7 @@ class Engine:
         )
         self._prefixes = PrefixCache(manifest.cache, runner.memory, options.prefix_cache_bytes)
         self._reuse = Reuse(self._cache, self._prefixes)
-        self._rows = Rows(self._scheduler, self._cache, runner)
+        self._rows = Rows(self._scheduler, self._cache, self._prefixes, runner)
         self._tally = Tally()
         self._intake = Intake(
             manifest, vocabulary, runner.adapters, self._cache, options.max_batch_size, self._tally
@@ -183,6 +183,8 @@ class Engine:
             self._verify(decoding[0], guess)
         elif decoding:
             self._decode(decoding)
+        with self._tally.timed("schedule"):
+            self._rows.settle()
 
     def _drop_ended(self) -> None:
         now = time.monotonic()
@@ -196,12 +198,13 @@ class Engine:
             generation = self._scheduler.next_to_give_up()
             if generation is None:  # one alone always fits
                 return
-            self._keep_prefix(generation)
+            self._rows.keep(generation)
             self._rows.put_back(generation)
             self._tally.preemptions += 1
 
     def _next_prefill(self, spent: int) -> Prefill[Generation] | None:
         with self._tally.timed("schedule"):
+            self._rows.settle()
             return self._scheduler.next_prefill(spent)
 
     def _prefill(self, prefill: Prefill[Generation]) -> None:
@@ -309,20 +312,8 @@ class Engine:
     def _leave(self, generation: Generation) -> None:
         """Free the row of a generation that has ended."""
         if generation.finish_reason:
-            self._keep_prefix(generation)
+            self._rows.keep(generation)
         self._rows.remove(generation)
-
-    def _keep_prefix(self, generation: Generation) -> None:
-        """Keep what was computed for those that begin alike, if there is memory for it: nobody depends on it."""
-        if not generation.computed:
-            return
-        row = self._scheduler.running.index(generation)
-        tokens = generation.tokens[: generation.computed]
-        try:
-            self._prefixes.keep(tokens, self._cache, row, generation.adapter)
-        except Exception:
-            log.exception("keys and values could not be kept for prompts that begin alike")
-            self._prefixes.clear()
 
     def _fail(self, generations: list[Generation], message: str) -> None:
         for generation in [each for each in generations if each.rows]:
@@ -332,7 +323,7 @@ class Engine:
     def _abandon(self, message: str) -> None:
         """After a failed step nothing in the cache can be trusted: fail all that run, and begin anew."""
         failed = [generation for generation in self._scheduler.clear() if generation.rows]
-        self._cache.release()
+        self._rows.release()
         for generation in failed:
             generation.answers.fail(message)
 
