@@ -30,7 +30,7 @@ def flip(path, seed):
 
 
 def test_a_whole_model(model, capsys):
-    assert verify(capsys, model) == (0, f"{model / '1'}: 8 files are as they were written\n", "")
+    assert verify(capsys, model) == (0, f"{model / '1'}: 9 files are as they were written\n", "")
 
 
 @pytest.mark.parametrize("seed", range(3))
