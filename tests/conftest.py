@@ -11,7 +11,7 @@ import pytest
 TESTS = Path(__file__).parent
 END_TO_END, DEPLOYMENT = TESTS / "e2e", TESTS / "deployment"
 
-LONGEST = ("test_soak.py",)
+LONGEST = ("test_soak.py",)  # run first: at the end, the other workers would wait for it
 
 # Workers beside each other share the processors; a pool of threads in each makes torch take 1.6 times the processor time.
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
@@ -30,9 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
         if WORKER:
             item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(
-        key=lambda item: item.path.name not in LONGEST
-    )  # first: at the end, the other workers would wait for it
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def group(item: pytest.Item) -> str:

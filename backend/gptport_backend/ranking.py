@@ -46,15 +46,19 @@ class Ranking:
 
     The exponentials are in float32, many times faster than in float64: a rounding error of 1e-7 of each, of their sum less.
     Those near the likeliest are sorted; for who is behind them, all are put into buckets.
+
+    Attributes:
+        below: how far each is from the likeliest, 0 or less.
+        total: the sum of exp(below).
     """
 
     def __init__(self, scaled: Logits) -> None:
         self._scaled = scaled
         with np.errstate(over="ignore"):  # of what is so unlikely that its probability is 0 anyway
-            self._below = scaled - scaled.max()
-        self._weights = np.exp(self._below)
+            self.below = scaled - scaled.max()
+        self._weights = np.exp(self.below)
         self.total = float(self._weights.sum())
-        near = np.flatnonzero(self._below >= -NEAR)
+        near = np.flatnonzero(self.below >= -NEAR)
         self._near = in_order(scaled, near) if near.size <= MOST_NEAR else near[:0]
         self._cumulative = self._weights[self._near].cumsum(dtype=np.float64) / self.total
 
@@ -88,7 +92,7 @@ class Ranking:
 
     @cached_property
     def _buckets(self) -> Buckets:
-        return Buckets(-self._below, self._weights)
+        return Buckets(-self.below, self._weights)
 
 
 class Buckets:

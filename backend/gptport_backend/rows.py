@@ -33,10 +33,9 @@ class Rows:
         self._cache = cache
         self._prefixes = prefixes
         self._runner = runner
-        self._kept: list[
-            tuple[tuple[int, ...], int, Adapter | None]
-        ] = []  # to be: tokens, their row, adapter
-        self._sources: dict[int, int] = {}  # row → a later one, where its content still is
+        # Until they are settled: what is to be kept, by tokens, row and adapter; row → a later one that has its content.
+        self._kept: list[tuple[tuple[int, ...], int, Adapter | None]] = []
+        self._sources: dict[int, int] = {}
 
     def reserve(self, length: int, more: int = 0) -> list[int]:
         """Make room for rows of that length, and for so many `more`, with their adapters; how many tokens each has already."""

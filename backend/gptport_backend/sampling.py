@@ -10,6 +10,7 @@ import numpy as np
 
 from gptport_backend.errors import NothingToChoose
 from gptport_backend.likelihood import Logprobs
+from gptport_backend.logits import DeviceLogits
 from gptport_backend.processors import ALLOW_ALL, Forbidden, History, Logits, steps
 from gptport_backend.ranking import MOST_NEAR, Buckets, Ranking, in_order, likeliest
 
@@ -122,7 +123,7 @@ def sample(logits: StepLogits, rows: Sequence[int], samplers: Sequence[Sampler])
     For a row whose sampler fails it is the error, NothingToChoose if no token is left; the others do not notice.
     """
     tokens: dict[int, int | Exception] = {}
-    if logits.draws:
+    if isinstance(logits, DeviceLogits):
         tokens = _sample_there(logits, dict(zip(rows, samplers, strict=True)))
     left = {row: sampler for row, sampler in zip(rows, samplers, strict=True) if row not in tokens}
     if left:
@@ -130,7 +131,7 @@ def sample(logits: StepLogits, rows: Sequence[int], samplers: Sequence[Sampler])
     return [tokens[row] for row in rows]
 
 
-def _sample_there(logits: StepLogits, samplers: dict[int, Sampler]) -> dict[int, int | Exception]:
+def _sample_there(logits: DeviceLogits, samplers: dict[int, Sampler]) -> dict[int, int | Exception]:
     """The tokens of those rows that can be drawn where the logits are."""
     tokens: dict[int, int | Exception] = {}
     draws = {}
@@ -184,7 +185,7 @@ def _draw(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
 def _draw_of_many(scaled: Logits, ranking: Ranking, parameters: SamplingParameters, u: float) -> int:
     """The same where so many tokens are kept that they had better not be sorted."""
     ids = ranking.prefix(parameters.top_p)
-    below = scaled[ids] - scaled.max()
+    below = ranking.below[ids]
     likely = np.exp(below) >= np.float32(parameters.min_p)
     ids, below = ids[likely], below[likely]
     if parameters.typical_p < 1:

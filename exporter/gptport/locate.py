@@ -161,14 +161,15 @@ def _download(source: str, *, allow_pickle: bool, trust_remote_code: bool) -> Pa
     try:
         wanted = [*_WANTED, _CODE] if trust_remote_code else _WANTED
         directory = Path(snapshot_download(source, allow_patterns=wanted))
-        if any(directory.glob("*.safetensors")):
+        safe = any(directory.glob("*.safetensors"))
+        if allow_pickle and not safe:
+            snapshot_download(source, allow_patterns=_PICKLES)
+        if safe or any(directory.glob(_PICKLES)):  # then the hub, which may be out of reach, is not asked
             return directory
         there = list_repo_files(source)
         if pickles := fnmatch.filter(there, _PICKLES):
-            if not allow_pickle:
-                raise _only_pickled(source, min(pickles))
-            snapshot_download(source, allow_patterns=_PICKLES)
-        elif ggufs := fnmatch.filter(there, "*.gguf"):
+            raise _only_pickled(source, min(pickles))
+        if ggufs := fnmatch.filter(there, "*.gguf"):
             raise CheckpointError(
                 f"{source} has its weights only as GGUF ({min(ggufs)}); fetch one such file into a directory of its own, "
                 "and give that"
