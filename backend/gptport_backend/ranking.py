@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from gptport_backend.processors import Logits
-
 TokenArray: TypeAlias = NDArray[np.int64]
 
 NEAR = 6.0  # below the largest logit, where the likeliest are looked for first
+FEW = 1024  # tokens, of which all are near
 MOST_NEAR = 4096  # tokens; more are not worth being sorted
 BUCKETS_PER_UNIT = 16
 BUCKETS = 32 * BUCKETS_PER_UNIT
@@ -42,74 +40,68 @@ def in_order(values: NDArray[np.floating[Any]], ids: TokenArray) -> TokenArray:
 
 
 class Ranking:
-    """The tokens of `scaled [vocab]`, logits over temperature, the likeliest first.
+    """The tokens of `scaled [vocab]`, logits over temperature, the likeliest first, in the precision of `scaled`.
 
-    The exponentials are in float32, many times faster than in float64: a rounding error of 1e-7 of each, of their sum less.
     Those near the likeliest are sorted; for who is behind them, all are put into buckets.
-
-    Attributes:
-        below: how far each is from the likeliest, 0 or less.
-        total: the sum of exp(below).
     """
 
-    def __init__(self, scaled: Logits) -> None:
+    def __init__(self, scaled: NDArray[np.floating[Any]]) -> None:
         self._scaled = scaled
         with np.errstate(over="ignore"):  # of what is so unlikely that its probability is 0 anyway
-            self.below = scaled - scaled.max()
-        self._weights = np.exp(self.below)
-        self.total = float(self._weights.sum())
-        near = np.flatnonzero(self.below >= -NEAR)
+            below = scaled - scaled.max()
+        self._weights = np.exp(below)
+        self._total = float(self._weights.sum())
+        near = np.flatnonzero(below >= -NEAR) if scaled.size > FEW else np.arange(scaled.size)
         self._near = in_order(scaled, near) if near.size <= MOST_NEAR else near[:0]
-        self._cumulative = self._weights[self._near].cumsum(dtype=np.float64) / self.total
-
-    def at_least(self, share: float) -> TokenArray:
-        """The tokens that are at least about `share` as likely as the likeliest, ascending: rather too many than too few."""
-        return np.flatnonzero(self._weights >= np.float32(0.999 * share))
+        self._cumulative = self._weights[self._near].cumsum(dtype=np.float64) / self._total
 
     def reach(self, probability: float) -> float:
         """The cumulative probability of the shortest prefix that has at least `probability`."""
-        if probability >= 1:
-            return 1.0
         if self._cumulative.size and probability <= self._cumulative[-1]:
             return float(self._cumulative[np.searchsorted(self._cumulative, probability)])
         return self._buckets.reach(probability)
 
+    def mass(self, share: float) -> float:
+        """The cumulative probability of the tokens that are at least `share` as likely as the likeliest."""
+        return float(self._weights[self._weights >= share].sum()) / self._total
+
     def token_at(self, probability: float) -> int:
-        """The first token whose cumulative probability exceeds `probability`, less than 1."""
+        """The first token whose cumulative probability exceeds `probability`, or the likeliest or the last there is."""
         if self._cumulative.size and probability < self._cumulative[-1]:
             return int(self._near[np.searchsorted(self._cumulative, probability, side="right")])
         return self._buckets.token_at(probability)
 
-    def prefix(self, probability: float) -> TokenArray:
-        """The shortest prefix that has at least `probability`, ascending."""
-        if probability >= 1:
-            return np.arange(self._scaled.size)
-        last = self.token_at(max(0.0, np.nextafter(self.reach(probability), 0.0)))
-        least = self._scaled[last]
-        kept: TokenArray = np.flatnonzero(self._scaled >= least)
-        first_of_equals: TokenArray = kept[(self._scaled[kept] > least) | (kept <= last)]
-        return first_of_equals
+    def kept(self, top_p: float, min_p: float) -> TokenArray:
+        """The shortest prefix that has at least `top_p`, and of it those at least `min_p` as likely as the first; ascending."""
+        kept: TokenArray = np.flatnonzero(self._weights >= min_p)
+        if top_p < 1:
+            last = self.token_at(np.nextafter(self.reach(top_p), 0.0))
+            value, least = self._scaled[kept], self._scaled[last]
+            kept = kept[(value > least) | ((value == least) & (kept <= last))]
+        return kept
 
     @cached_property
     def _buckets(self) -> Buckets:
-        return Buckets(-self.below, self._weights)
+        return Buckets(self._scaled, self._weights)
 
 
 class Buckets:
-    """What has weights, in the order of `depth`, 0 or more, the smallest first; of equals the one with the lower index.
+    """What has weights, in the order of `worth`, the largest first; of equals the one with the lower index.
 
-    It is counted into buckets by depth, and only the bucket in which a cumulative probability is reached is sorted.
+    It is counted into buckets by worth, and only the buckets in which a cumulative probability is reached are sorted.
     """
 
-    def __init__(self, depth: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        self._depth = depth
+    def __init__(self, worth: NDArray[np.floating[Any]], weights: NDArray[np.floating[Any]]) -> None:
+        self._worth = worth
         self._weights = weights
         with np.errstate(over="ignore"):
-            place = np.minimum(depth * np.float32(BUCKETS_PER_UNIT), BUCKETS - 1)
+            place = np.minimum((worth.max() - worth) * worth.dtype.type(BUCKETS_PER_UNIT), BUCKETS - 1)
         self._place = place.astype(np.int32)
-        mass = np.bincount(self._place, weights, BUCKETS).cumsum()
+        # bincount's own conversions take four times as long
+        mass = np.bincount(self._place.astype(np.intp), weights.astype(np.float64), BUCKETS).cumsum()
         self._total = float(mass[-1])
         self._mass = mass / self._total
+        self._sorted: dict[int, tuple[TokenArray, NDArray[np.float64]]] = {}
 
     def reach(self, probability: float) -> float:
         """The cumulative probability of the shortest prefix that has at least `probability`."""
@@ -117,21 +109,24 @@ class Buckets:
         return float(cumulative[min(int(np.searchsorted(cumulative, probability)), cumulative.size - 1)])
 
     def token_at(self, probability: float) -> int:
-        """The first one whose cumulative probability exceeds `probability`, less than 1."""
+        """The first one whose cumulative probability exceeds `probability`, or the last that has any."""
+        probability = min(probability, np.nextafter(1.0, 0.0))
         order, cumulative = self._bucket(int(np.searchsorted(self._mass, probability, side="right")))
         place = int(np.searchsorted(cumulative, probability, side="right"))
         return int(order[min(place, order.size - 1)])
 
     def prefix(self, probability: float) -> TokenArray:
-        """The shortest prefix that has at least `probability`, in any order."""
+        """The shortest prefix that has at least `probability`, ascending."""
         bucket = min(int(np.searchsorted(self._mass, probability)), BUCKETS - 1)
         order, cumulative = self._bucket(bucket)
-        count = min(int(np.searchsorted(cumulative, probability)) + 1, order.size)
-        return np.concatenate((np.flatnonzero(self._place < bucket), order[:count]))
+        kept = self._place < bucket
+        kept[order[: int(np.searchsorted(cumulative, probability)) + 1]] = True
+        return np.flatnonzero(kept)
 
     def _bucket(self, bucket: int) -> tuple[TokenArray, NDArray[np.float64]]:
         """What is in it, in order, and the cumulative probability up to each."""
-        members = np.flatnonzero(self._place == bucket)
-        order = members[np.argsort(self._depth[members], kind="stable")]
-        before = self._mass[bucket - 1] if bucket else 0.0
-        return order, before + self._weights[order].cumsum(dtype=np.float64) / self._total
+        if bucket not in self._sorted:
+            order = in_order(self._worth, np.flatnonzero(self._place == bucket))
+            before = self._mass[bucket - 1] if bucket else 0.0
+            self._sorted[bucket] = order, before + self._weights[order].cumsum(dtype=np.float64) / self._total
+        return self._sorted[bucket]

@@ -12,7 +12,7 @@ from gptport_backend.errors import NothingToChoose
 from gptport_backend.likelihood import Logprobs
 from gptport_backend.logits import DeviceLogits
 from gptport_backend.processors import ALLOW_ALL, Forbidden, History, Logits, steps
-from gptport_backend.ranking import MOST_NEAR, Buckets, Ranking, in_order, likeliest
+from gptport_backend.ranking import FEW, Buckets, Ranking, likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gptport_backend.processors import Change
     from gptport_backend.ranking import TokenArray
     from gptport_backend.request import SamplingParameters
+
+ROUNDING = 2e-6  # more than float32 makes a cumulative probability wrong by
 
 NOTHING_TO_CHOOSE = (
     "there is no token to choose: either the model computed logits that are not finite numbers, or repetition_penalty "
@@ -169,70 +171,49 @@ def _sample_here(logits: Logits, samplers: Sequence[Sampler]) -> list[int | Exce
 def _draw(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
     """The token at `u` of those that the parameters keep."""
     if parameters.top_k:
-        order = likeliest(scaled, parameters.top_k)
-        return int(order[_choose(_weights(scaled, order), None, parameters, u)])
-    ranking = Ranking(scaled)
-    if parameters.min_p == 0 and parameters.typical_p == 1:
-        return ranking.token_at(u * ranking.reach(parameters.top_p))
-    likely = ranking.at_least(parameters.min_p)
-    if likely.size > MOST_NEAR:
-        return _draw_of_many(scaled, ranking, parameters, u)
-    order = in_order(scaled, likely)
-    total = None if order.size == scaled.size else ranking.total
-    return int(order[_choose(_weights(scaled, order), total, parameters, u)])
+        ids = np.sort(likeliest(scaled, parameters.top_k))
+        return int(ids[_draw_of_all(scaled[ids], parameters, u)])
+    return _draw_of_all(scaled, parameters, u)
 
 
-def _draw_of_many(scaled: Logits, ranking: Ranking, parameters: SamplingParameters, u: float) -> int:
-    """The same where so many tokens are kept that they had better not be sorted."""
-    ids = ranking.prefix(parameters.top_p)
-    below = ranking.below[ids]
-    likely = np.exp(below) >= np.float32(parameters.min_p)
-    ids, below = ids[likely], below[likely]
+def _draw_of_all(scaled: Logits, parameters: SamplingParameters, u: float) -> int:
+    """The same, of `scaled` logits that top_k left.
+
+    The exponentials of float64 count. Where float32 gives the same token whichever way it is wrong, they take less time.
+    """
     if parameters.typical_p < 1:
-        ids = ids[_typical_of_many(below, parameters.typical_p)]
-    kept = np.full_like(scaled, -np.inf)
-    kept[ids] = scaled[ids]
-    return Ranking(kept).token_at(u)
+        return _draw_typical(scaled.astype(np.float64), parameters, u)
+    if scaled.size > FEW:
+        ranking = Ranking(scaled)
+        token = _token(ranking, parameters, u, -ROUNDING)
+        if token == _token(ranking, parameters, u, ROUNDING):
+            return token
+    return _token(Ranking(scaled.astype(np.float64)), parameters, u, 0.0)
 
 
-def _typical_of_many(below: Logits, typical_p: float) -> TokenArray:
-    """As `_typical`, of tokens whose scaled logits are so far `below` the largest; in any order."""
+def _token(ranking: Ranking, parameters: SamplingParameters, u: float, error: float) -> int:
+    """The token at `u` of those that top_p and min_p keep, if all cumulative probabilities are too large by `error`."""
+    kept = ranking.mass(parameters.min_p * (1 - 5 * error)) if parameters.min_p else 1.0
+    if parameters.top_p < kept:
+        kept = min(kept, ranking.reach(parameters.top_p + error))
+    return ranking.token_at(u * kept + 2 * error)
+
+
+def _draw_typical(scaled: NDArray[np.float64], parameters: SamplingParameters, u: float) -> int:
+    """The token at `u` of those that top_p, min_p and typical_p keep; in float64, as an entropy is a sum over all."""
+    if parameters.top_p < 1 or parameters.min_p:
+        kept = Ranking(scaled).kept(parameters.top_p, parameters.min_p)
+        kept = kept[_typical(scaled[kept], parameters.typical_p)]
+    else:
+        kept = _typical(scaled, parameters.typical_p)
+    return int(kept[Ranking(scaled[kept]).token_at(u)])
+
+
+def _typical(scaled: NDArray[np.float64], typical_p: float) -> TokenArray:
+    """Ascending indices of those nearest to the expected surprise that reach `typical_p`: Meister et al. 2022."""
+    below = scaled - scaled.max()
     weights = np.exp(below)
-    total = float(weights.sum())
-    surprise = np.float32(math.log(total)) - below
-    entropy = float(weights @ np.where(weights > 0, surprise, 0)) / total
-    return Buckets(np.abs(surprise - np.float32(entropy)), weights).prefix(typical_p)
-
-
-def _weights(scaled: Logits, order: TokenArray) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.exp(scaled[order].astype(np.float64) - float(scaled[order[0]]))
-    return weights
-
-
-def _choose(
-    weights: NDArray[np.float64], total: float | None, parameters: SamplingParameters, u: float
-) -> int:
-    """Index of the token at `u`, of those that top_p, min_p and typical_p keep; `total` is their own sum if None."""
-    cumulative = np.cumsum(weights) / (weights.sum() if total is None else total)
-    reached = int(np.searchsorted(cumulative, parameters.top_p)) + 1
-    likely = int(np.count_nonzero(weights >= parameters.min_p))
-    cumulative = cumulative[: max(1, min(reached, likely))]
-    if parameters.typical_p == 1:
-        return _at(cumulative, u)
-    kept = _typical(weights[: cumulative.size], parameters.typical_p)
-    return int(kept[_at(np.cumsum(weights[kept]), u)])
-
-
-def _at(cumulative: NDArray[np.float64], u: float) -> int:
-    return min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), cumulative.size - 1)
-
-
-def _typical(weights: NDArray[np.float64], typical_p: float) -> TokenArray:
-    """Indices of those nearest to the expected surprise that reach `typical_p`: Meister et al. 2022."""
-    probabilities = weights / weights.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        surprise = -np.log(probabilities)
-        entropy = np.nansum(probabilities * surprise)
-    order = np.argsort(np.abs(surprise - entropy), kind="stable")
-    reached = int(np.searchsorted(np.cumsum(probabilities[order]), typical_p)) + 1
-    return np.sort(order[:reached])
+    total = weights.sum()
+    surprise = np.log(total) - below
+    entropy = (weights @ np.where(weights > 0, surprise, 0)) / total
+    return Buckets(-np.abs(surprise - entropy), weights).prefix(typical_p)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptport_backend.logits import HostLogits
@@ -60,6 +60,19 @@ def by_surprise(probabilities: np.ndarray[Any, Any], typical_p: float) -> list[i
     top_k=st.sampled_from([0, 1, 2, 50, 2000, 10_000]),
     top_p=st.sampled_from([0.0, 0.1, 0.9, 0.999, 1.0]),
     seed=st.integers(0, 2**64 - 1),
+)
+@example(  # near the border between two tokens, where float32 takes the other one
+    vocabulary=30_000,
+    spread=0.1,
+    min_p=0.0,
+    typical_p=1.0,
+    temperature=0.7,
+    top_k=0,
+    top_p=1.0,
+    seed=800210810,
+)
+@example(  # where the entropy, a sum over all, in float32 keeps other tokens
+    vocabulary=30_000, spread=0.1, min_p=0.0, typical_p=0.9, temperature=0.7, top_k=0, top_p=1.0, seed=13
 )
 def test_every_draw_is_the_protocols(
     vocabulary: int,
