@@ -19,6 +19,7 @@ from gptport_backend.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
     from gptport_backend.processors import Logits
@@ -43,28 +44,46 @@ class Form:
 class Constraint:
     """Where an answer of a given form stands.
 
+    Args:
+        matcher: of llguidance, at the beginning.
+        unforced: makes another one, in which the form forces no token.
+
     Attributes:
         error: why the form cannot be followed any further, a limit of llguidance; usually empty.
     """
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, unforced: Callable[[], Any]) -> None:
         self._matcher = matcher
+        self._unforced = unforced
+        self._tokens: list[int] = []
         self.error = ""
 
     def forbid(self, logits: Logits) -> None:
         """Set what must not come next in `logits [vocab]` to -inf: all, if the form cannot be followed any further."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = self._allowed()
+        if np.count_nonzero(allowed) == 1 and not self._matcher.validate_tokens([int(allowed.argmax())]):
+            # Where only one text fits, llguidance takes the tokens that the tokenizer makes of it. If it spells
+            # `<|im_end|>`, that is the special token, which is no text, and most often ends the answer.
+            self._matcher = self._unforced()
+            self._matcher.consume_tokens(self._tokens)
+            allowed = self._allowed()
         if self._matcher.is_error():  # llguidance would end the text here
             self.error = f"the form cannot be followed any further: {_in_short(self._matcher.get_error())}"
             logits[:] = -np.inf
             return
-        allowed = np.unpackbits(bits, count=min(logits.size, 8 * bits.size), bitorder="little").view(np.bool_)
+        allowed = allowed[: logits.size]
         logits[: allowed.size][~allowed] = -np.inf
         logits[allowed.size :] = -np.inf
 
     def append(self, token: int) -> None:
         """Take note of the next token."""
+        self._tokens.append(token)
         self._matcher.consume_token(token)
+
+    def _allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return np.unpackbits(bits, bitorder="little").view(np.bool_)
 
     @property
     def complete(self) -> bool:
@@ -92,10 +111,11 @@ class Grammars:
 
     def constraint(self, form: Form) -> Constraint:
         """A new answer of that form. RequestError if it does not compile."""
-        return Constraint(self._compiled(form).deep_copy())
+        forced = self._compiled(form)
+        return Constraint(forced.deep_copy(), lambda: self._compiled(form, forced=False).deep_copy())
 
-    def _compile(self, form: Form) -> Any:
-        """A matcher at the beginning of an answer, not to be moved."""
+    def _compile(self, form: Form, *, forced: bool = True) -> Any:
+        """A matcher at the beginning of an answer, not to be moved; if not `forced`, any tokens may spell its text."""
         try:
             from llguidance import LLMatcher
         except ImportError as error:
@@ -103,9 +123,8 @@ class Grammars:
         if not self._eos:
             raise RequestError(f"{form.field} needs a model with an end-of-text token, and this one has none")
         try:
-            matcher = LLMatcher(
-                self._of_llguidance(), _GRAMMARS[form.field](LLMatcher, form.value), log_level=0
-            )
+            grammar = _GRAMMARS[form.field](LLMatcher, form.value)
+            matcher = LLMatcher(self._of_llguidance(), grammar if forced else _unforced(grammar), log_level=0)
         except ValueError as error:
             raise RequestError(f"{form.field} does not compile: {_in_short(str(error))}") from error
         if matcher.is_error():
@@ -145,6 +164,14 @@ _GRAMMARS: dict[str, Callable[[Any, Any], Any]] = {
     "choice": _of_choice,
     "grammar": lambda matcher, grammar: matcher.grammar_from_lark(grammar),
 }
+
+
+def _unforced(grammar: str) -> str:
+    """The same in Lark, with llguidance told that no token is forced."""
+    if grammar.startswith("{"):
+        (document,) = json.loads(grammar)["grammars"]
+        grammar = document.get("lark_grammar") or f"start: %json {json.dumps(document['json_schema'])}"
+    return f'%llguidance {{"no_forcing": true}}\n{grammar}'
 
 
 def _in_short(message: str) -> str:

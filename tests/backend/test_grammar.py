@@ -132,6 +132,24 @@ def test_a_grammar_of_its_own(serve):
     assert re.fullmatch(r"[1-9][0-9]?(\+[1-9][0-9]?){1,3}", answer.text)
 
 
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ({"choice": ["<|end|>"]}, "<|end|>"),
+        ({"choice": ["a <|end|> b <|end|>"]}, "a <|end|> b <|end|>"),
+        ({"regex": r"<[|]end\|>{1}!"}, "<|end|>!"),
+        ({"json_schema": '{"const": {"<|\\u0065nd|>": "<|end|>"}}'}, '{"<|end|>": "<|end|>"}'),
+        ({"grammar": '%llguidance {}\nstart: "x<|end|>" <|end|>'}, "x<|end|>"),
+        ({"grammar": '{"grammars": [{"lark_grammar": "start: \\"x<|end|>\\""}]}'}, "x<|end|>"),
+    ],
+)
+def test_a_text_that_spells_a_special_token_is_text(serve, form, text):
+    """The tokenizer would make the end-of-text token of it; in a grammar, llguidance's name of one means it."""
+    for inputs in ({}, {"temperature": 9.0, "seed": 4}):
+        answer = serve().ask(text_input="x", max_tokens=60, **form, **inputs).wait()
+        assert (answer.error, answer.text, answer.finish_reason) == ("", text, "stop")
+
+
 def test_a_form_is_compiled_once_for_all_who_ask_for_it(serve, monkeypatch):
     tiny = serve()
     asked = {"text_input": "x", "regex": "[ab]{3,9}", "temperature": 1.0, "seed": 3}
