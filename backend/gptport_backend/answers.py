@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
 
 class Answers:
-    """The last of `count` answers to end also ends the request; if one fails, all do. Both are counted."""
+    """The last of `count` answers to end also ends the request; if one fails, all do. Both are counted.
+
+    Attributes:
+        request_id: what the client calls the request, for the log.
+    """
 
     def __init__(self, sink: Sink, count: int, tally: Tally, *, stream: bool) -> None:
+        self.request_id = sink.request_id
         self._sink = sink
         self._stream = stream
         self._tally = tally

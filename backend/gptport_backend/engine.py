@@ -133,7 +133,7 @@ class Engine:
             try:
                 self._step()
             except Exception as error:
-                log.exception("a step failed")
+                log.exception("a step of %s failed", self._running())
                 self._abandon(f"the engine failed: {error}")
             self._publish()
         self._cache.release()
@@ -275,7 +275,7 @@ class Engine:
             if isinstance(token, NothingToChoose):
                 self._fail([generation], str(token))
             elif isinstance(token, Exception):
-                log.error("a request failed", exc_info=token)
+                log.error("request %r failed", generation.answers.request_id, exc_info=token)
                 self._fail([generation], f"the engine failed: {token}")
             else:
                 self._count_token(generation, now)
@@ -303,7 +303,7 @@ class Engine:
         try:
             step()
         except Exception as error:
-            log.exception("a request failed")
+            log.exception("request %r failed", generation.answers.request_id)
             self._fail([generation], f"the engine failed: {error}")
             return
         if generation.finish_reason:
@@ -319,6 +319,11 @@ class Engine:
         for generation in [each for each in generations if each.rows]:
             generation.answers.fail(message)
             self._leave(generation)
+
+    def _running(self) -> str:
+        """Which requests run, for the log."""
+        ids = {generation.answers.request_id for generation in self._scheduler.running if generation.rows}
+        return f"{'request' if len(ids) == 1 else 'requests'} {', '.join(map(repr, sorted(ids)))}"
 
     def _abandon(self, message: str) -> None:
         """After a failed step nothing in the cache can be trusted: fail all that run, and begin anew."""

@@ -50,6 +50,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model; whatever is raised becomes Triton's status of the model."""
         end_with_parent()
+        self._name = f"{args['model_name']}, version {args['model_version']}"
+        logging.basicConfig(format=f"%(asctime)s %(levelname)s of {self._name}: %(message)s")
         config = json.loads(args["model_config"])
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
@@ -78,7 +80,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the engine; the answers come from its thread."""
         for request in requests:
-            sink = TritonSink(request, self._outbox, self._watch)
+            sink = TritonSink(request, self._name, self._outbox, self._watch)
             try:
                 self._take(request, sink)
             except RequestError as error:
@@ -86,7 +88,7 @@ class TritonPythonModel:
             except BackendError as error:
                 sink.refuse(str(error), pb_utils.TritonError.UNAVAILABLE)
             except Exception as error:
-                log.exception("a request could not be taken")
+                log.exception("request %r could not be taken", sink.request_id)
                 sink.fail(f"the request could not be taken: {error}")
 
     def finalize(self) -> None:

@@ -17,13 +17,13 @@ class Outbox:
     """Runs what is put into it one by one, in order, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="gptport-outbox", daemon=True)
         self._thread.start()
 
-    def put(self, job: Callable[[], None]) -> None:
-        """Run `job` when all before it are done; returns at once."""
-        self._jobs.put(job)
+    def put(self, request_id: str, job: Callable[[], None]) -> None:
+        """Run `job`, which sends something of a request, when all before it are done; returns at once."""
+        self._jobs.put((request_id, job))
 
     def close(self, seconds: float) -> None:
         """Wait until all jobs are done, `seconds` at most."""
@@ -31,8 +31,9 @@ class Outbox:
         self._thread.join(seconds)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (item := self._jobs.get()) is not None:
+            request_id, job = item
             try:
                 job()
             except Exception:  # nobody is left who could be told
-                log.exception("a response could not be sent")
+                log.exception("a response to request %r could not be sent", request_id)

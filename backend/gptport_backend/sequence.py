@@ -36,7 +36,13 @@ class Piece:
 
 
 class Sink(Protocol):
-    """Where the answers to one request go; the `final` response, or `fail`, is its end."""
+    """Where the answers to one request go; the `final` response, or `fail`, is its end.
+
+    Attributes:
+        request_id: what the client calls the request, for the log.
+    """
+
+    request_id: str
 
     def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
         """Pass one response on: a piece of one answer, or several answers, each whole."""

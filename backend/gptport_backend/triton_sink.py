@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 
 class TritonSink:
-    """The answers to one request on Triton's side."""
+    """The answers to one request on Triton's side; `model` is what the log calls the model."""
 
-    def __init__(self, request: Any, outbox: Outbox, watch: Watch) -> None:
+    def __init__(self, request: Any, model: str, outbox: Outbox, watch: Watch) -> None:
         # What is watched holds the sender, not self: that were a cycle.
         sender = self._sender = request.get_response_sender()
         self._outputs = frozenset(request.requested_output_names())
         self._outbox = outbox
-        self._watched = watch.add(lambda: bool(sender.is_cancelled()))
-        self._request_id = str(request.request_id())
+        self.request_id = str(request.request_id())
+        self._watched = watch.add(self.request_id, lambda: bool(sender.is_cancelled()))
+        self._model = model
         self._arrived = time.monotonic()
 
     def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
         """Send one response, with the final flag if it is the last one."""
-        self._outbox.put(lambda: self._send(self._response(pieces), final))
+        self._outbox.put(self.request_id, lambda: self._send(self._response(pieces), final))
         for piece in pieces:
             if piece.finish_reason:
                 self._log(_ended(piece))
@@ -43,7 +44,7 @@ class TritonSink:
     def refuse(self, message: str, status: Any) -> None:
         """End with an error of the given status."""
         error = pb_utils.InferenceResponse([], pb_utils.TritonError(message, status))
-        self._outbox.put(lambda: self._send(error, final=True))
+        self._outbox.put(self.request_id, lambda: self._send(error, final=True))
         self._log(f"error: {message}")
 
     def is_cancelled(self) -> bool:
@@ -53,8 +54,8 @@ class TritonSink:
     def _log(self, end: str) -> None:
         """How it ended, as a line of Triton's log, if that is verbose."""
         seconds = time.monotonic() - self._arrived
-        line = f"request {self._request_id!r} of gptport: {end}, after {seconds:.3f} s"
-        self._outbox.put(lambda: pb_utils.Logger.log_verbose(line))
+        line = f"request {self.request_id!r} of {self._model}: {end}, after {seconds:.3f} s"
+        self._outbox.put(self.request_id, lambda: pb_utils.Logger.log_verbose(line))
 
     def _response(self, pieces: tuple[Piece, ...]) -> Any:
         """Only what was asked for is made: each tensor costs time, and Triton would drop it."""

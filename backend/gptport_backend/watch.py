@@ -21,10 +21,12 @@ class Watched:
     """One request; `ask` is called until it says True, or `end` is called.
 
     Attributes:
+        request_id: what the client calls it, for the log.
         cancelled: what was last known, without a question.
     """
 
-    def __init__(self, ask: Callable[[], bool]) -> None:
+    def __init__(self, request_id: str, ask: Callable[[], bool]) -> None:
+        self.request_id = request_id
         self._ask = ask
         self._asking = threading.Lock()
         self.cancelled = False
@@ -53,9 +55,9 @@ class Watch:
         self._thread = threading.Thread(target=self._work, name="gptport-watch", daemon=True)
         self._thread.start()
 
-    def add(self, ask: Callable[[], bool]) -> Watched:
+    def add(self, request_id: str, ask: Callable[[], bool]) -> Watched:
         """Watch a request."""
-        watched = Watched(ask)
+        watched = Watched(request_id, ask)
         with self._wake:
             self._watched.append(watched)
             self._wake.notify()
@@ -75,7 +77,7 @@ class Watch:
                 try:
                     each.look()
                 except Exception:  # it is asked again
-                    log.exception("it cannot be told whether a request is cancelled")
+                    log.exception("it cannot be told whether request %r is cancelled", each.request_id)
             time.sleep(max(REST_SECONDS, time.monotonic() - began))
 
     def _next(self) -> list[Watched]:

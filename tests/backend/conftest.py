@@ -36,7 +36,8 @@ class NoPublisher:
 class Answer:
     """A sink that remembers what came."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_id: str = "") -> None:
+        self.request_id = request_id
         self.pieces: list[Piece] = []
         self.error = ""
         self.responses = 0
@@ -98,8 +99,8 @@ class Served:
         )
         self.engine = Engine(self.manifest, self.runner, self.vocabulary, options, NoPublisher())
 
-    def ask(self, **inputs: Any) -> Answer:
-        answer = Answer()
+    def ask(self, request_id: str = "", **inputs: Any) -> Answer:
+        answer = Answer(request_id)
         self.engine.submit(parse(tensors(**inputs)), answer)
         return answer
 

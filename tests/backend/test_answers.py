@@ -16,6 +16,8 @@ PROMPT = "the quick brown fox jumps over the lazy dog, "
 class Response:
     """A sink that keeps what comes."""
 
+    request_id = "one"
+
     def __init__(self) -> None:
         self.sent: list[tuple[list[int], bool]] = []
         self.errors: list[str] = []

@@ -143,14 +143,15 @@ def test_a_long_prompt_does_not_stop_the_streams_in_flight(serve: Callable[..., 
 
 
 def test_a_failed_step_fails_those_in_it_and_the_next_request_is_answered(
-    serve: Callable[..., Served],
+    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
 ) -> None:
     served = serve()
     expected = served.ask(text_input="hello", max_tokens=5).wait().token_ids
     decode, served.runner.decode = served.runner.decode, _broken  # type: ignore[method-assign]
-    failed = [served.ask(text_input="hello", max_tokens=5) for _ in range(3)]
+    failed = [served.ask(name, text_input="hello", max_tokens=5, n=2) for name in ("first", "second")]
     for answer in failed:
         assert answer.wait().error == "the engine failed: out of luck"
+    assert "'second' failed" in caplog.text
     served.runner.decode = decode  # type: ignore[method-assign]
     assert served.ask(text_input="hello", max_tokens=5).wait().token_ids == expected
     wait_until(lambda: slots_in_use(served) == 0)
@@ -160,13 +161,16 @@ def _broken(*_: Any) -> Any:
     raise RuntimeError("out of luck")
 
 
-def test_a_sink_that_fails_hurts_only_its_own_request(serve: Callable[..., Served]) -> None:
+def test_a_sink_that_fails_hurts_only_its_own_request_which_the_log_names(
+    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
     served = serve()
-    other = served.ask(text_input="hello", max_tokens=30, stream=True)
-    bad = served.ask(text_input="hello", max_tokens=30, stream=True)
+    other = served.ask("good", text_input="hello", max_tokens=30, stream=True)
+    bad = served.ask("bad", text_input="hello", max_tokens=30, stream=True)
     bad.send = _broken  # type: ignore[method-assign]
     assert bad.wait().error
     assert other.wait().finish_reason == "length"
+    assert caplog.messages == ["request 'bad' failed"]
 
 
 def test_a_sampler_that_fails_hurts_only_its_own_request(serve: Callable[..., Served]) -> None:

@@ -11,7 +11,7 @@ def test_jobs_run_in_order_and_are_done_after_close() -> None:
     done: list[int] = []
     outbox = Outbox()
     for number in range(100):
-        outbox.put(lambda number=number: done.append(number))  # type: ignore[misc]
+        outbox.put("one", lambda number=number: done.append(number))  # type: ignore[misc]
     outbox.close(5)
     assert done == list(range(100))
 
@@ -19,8 +19,8 @@ def test_jobs_run_in_order_and_are_done_after_close() -> None:
 def test_a_job_that_fails_does_not_stop_the_next() -> None:
     done = threading.Event()
     outbox = Outbox()
-    outbox.put(lambda: [][0])  # type: ignore[misc]
-    outbox.put(done.set)
+    outbox.put("one", lambda: [][0])  # type: ignore[misc]
+    outbox.put("one", done.set)
     assert done.wait(5)
     outbox.close(5)
 
@@ -28,6 +28,6 @@ def test_a_job_that_fails_does_not_stop_the_next() -> None:
 def test_a_job_that_hangs_does_not_stop_the_process() -> None:
     forever = threading.Event()
     outbox = Outbox()
-    outbox.put(lambda: forever.wait(30) and None)
+    outbox.put("one", lambda: forever.wait(30) and None)
     outbox.close(0.05)
     forever.set()

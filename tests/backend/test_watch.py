@@ -19,7 +19,7 @@ def watch():
 
 def test_a_cancellation_is_seen_without_a_question(watch) -> None:
     gone = threading.Event()
-    watched, other = watch.add(gone.is_set), watch.add(lambda: False)
+    watched, other = watch.add("one", gone.is_set), watch.add("one", lambda: False)
     assert not watched.cancelled
     gone.set()
     wait_until(lambda: watched.cancelled)
@@ -36,7 +36,7 @@ def test_nothing_is_asked_of_one_that_has_ended(watch) -> None:
         assert going_on.wait(20)
         return False
 
-    watched = watch.add(ask)
+    watched = watch.add("one", ask)
     assert asked.wait(20)
     ending = threading.Thread(target=lambda: (watched.end(), ended.set()))
     ending.start()
@@ -44,7 +44,7 @@ def test_nothing_is_asked_of_one_that_has_ended(watch) -> None:
     going_on.set()
     ending.join(20)
     rounds = []
-    watch.add(lambda: rounds.append(1) or False)
+    watch.add("one", lambda: rounds.append(1) or False)
     wait_until(lambda: len(rounds) > 3)
     assert late == [False]
 
@@ -58,20 +58,20 @@ def test_a_question_that_fails_is_asked_again_and_hurts_no_other(watch) -> None:
             raise answer
         return answer
 
-    watched, other = watch.add(ask), watch.add(lambda: True)
+    watched, other = watch.add("one", ask), watch.add("one", lambda: True)
     wait_until(lambda: watched.cancelled and other.cancelled)
 
 
 def test_what_comes_after_a_rest_is_asked_too(watch) -> None:
-    first = watch.add(lambda: True)
+    first = watch.add("one", lambda: True)
     wait_until(lambda: first.cancelled and not watch._watched)
-    second = watch.add(lambda: True)
+    second = watch.add("one", lambda: True)
     wait_until(lambda: second.cancelled)
 
 
 def test_closed_it_asks_no_more() -> None:
     watch, rounds = Watch(), []
-    watch.add(lambda: rounds.append(1) or False)
+    watch.add("one", lambda: rounds.append(1) or False)
     wait_until(lambda: rounds)
     watch.close(20)
     assert not watch._thread.is_alive()

@@ -29,7 +29,8 @@ def test_the_log_tells_how_a_request_ended(repository, capfd):
     log = capfd.readouterr().err
     assert unlogged.request_id not in log
     inside = logged.usage.prompt_tokens
-    ended = rf"'{logged.request_id}' of gptport: length, {inside} tokens in, 5 out, first token [\d.]+ s, after [\d.]+ s"
+    name = f"{MODEL}, version 1"
+    ended = rf"'{logged.request_id}' of {name}: length, {inside} tokens in, 5 out, first token [\d.]+ s, after [\d.]+ s"
     assert re.search(ended, log)
-    assert re.search(r"of gptport: error: the prompt has 5000 tokens; .* after [\d.]+ s", log)
+    assert re.search(rf"of {name}: error: the prompt has 5000 tokens; .* after [\d.]+ s", log)
     assert f"length, {len(score.token_ids)} tokens in, 0 out, first token none" in log
