@@ -97,7 +97,7 @@ PARAMETERS = (
         "BYTES",
         None,
         "a JSON object",
-        "more variables for the chat template, such as `tools`",
+        "more variables for the chat template, such as `tools`; `continue_final_message` and `chat_template` as in transformers",
         bool,
     ),
     Parameter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -9,6 +10,7 @@ import sys
 import jinja2
 import pytest
 
+from chat_templates import CONVERSATIONS, TEMPLATES
 from gptport_backend.chat import Chat
 from gptport_backend.errors import RequestError
 
@@ -43,6 +45,105 @@ def test_a_conversation_is_rendered_as_transformers_does(folder, tools):
     options = {"tools": tools} if tools else {}
     expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, **options)
     assert Chat(folder).prompt(json.dumps(MESSAGES), json.dumps(options)) == expected
+
+
+@pytest.fixture(scope="module")
+def theirs(version_dir):
+    """transformers' tokenizer, whose special tokens those of `folder` are."""
+    transformers = pytest.importorskip("transformers")
+    file = str(version_dir / "tokenizer.json")
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=file, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_templates_of_known_kinds_are_rendered_as_transformers_does(folder, theirs, template, conversation):
+    messages, options = CONVERSATIONS[conversation]
+    (folder / "chat_template.jinja").write_text(TEMPLATES[template])
+    given = {"add_generation_prompt": "continue_final_message" not in options, **options}
+    try:
+        expected = theirs.apply_chat_template(
+            messages, chat_template=TEMPLATES[template], tokenize=False, **given
+        )
+    except (jinja2.TemplateError, TypeError, ValueError):
+        with pytest.raises(RequestError):
+            Chat(folder).prompt(json.dumps(messages), json.dumps(options))
+    else:
+        assert Chat(folder).prompt(json.dumps(messages), json.dumps(options)) == expected
+
+
+def test_most_of_them_are_rendered(folder):
+    """So that the test above does not compare refusals only."""
+    rendered = 0
+    for template in TEMPLATES.values():
+        (folder / "chat_template.jinja").write_text(template)
+        for messages, options in CONVERSATIONS.values():
+            with contextlib.suppress(RequestError):
+                rendered += bool(Chat(folder).prompt(json.dumps(messages), json.dumps(options)))
+    assert rendered > 0.75 * len(TEMPLATES) * len(CONVERSATIONS)
+
+
+NAMED = [
+    {"name": name, "template": name + " {{ messages[0].content }}"} for name in ("default", "tool_use", "rag")
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tools": TOOLS},
+        {"tools": []},
+        {"chat_template": "rag"},
+        {"chat_template": "default", "tools": TOOLS},
+    ],
+)
+def test_of_several_templates_the_one_that_transformers_takes(folder, options):
+    transformers = pytest.importorskip("transformers")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": NAMED}))
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False, **options)
+    assert Chat(folder).prompt(json.dumps(MESSAGES), json.dumps(options)) == expected
+
+
+@pytest.mark.parametrize("field", ["extra_special_tokens", "model_specific_special_tokens"])
+def test_special_tokens_of_the_model_have_their_names(folder, field):
+    transformers = pytest.importorskip("transformers")
+    template = "{{ bos_token }}{{ image_token }}{{ messages[0].content }}"
+    (folder / "chat_template.jinja").write_text(template)
+    config = {"bos_token": "<s>", field: {"image_token": "<image>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    expected = tokenizer.apply_chat_template(MESSAGES, tokenize=False)
+    assert Chat(folder).prompt(json.dumps(MESSAGES), None) == expected == "<s><image> Be brief. "
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chat_template": "rag"}, "has the chat_template 'rag'; it must be one of default"),
+        ({"chat_template": 3}, "has the chat_template '3'; it must be one of default"),
+        ({"tools": "all"}, "has the tools 'all'; it must be a list of objects"),
+        ({"documents": ["a"]}, "has the documents .* it must be a list of objects"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "both continue_final_message and add_generation_prompt",
+        ),
+        (
+            {"continue_final_message": "name"},
+            "the continue_final_message 'name'; the model's chat template reads no",
+        ),
+        ({"continue_final_message": "content"}, "no text as content in the last one, which"),
+        ({"continue_final_message": "role"}, "does not show the last one's role as it is"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(folder, options, message):
+    (folder / "chat_template.jinja").write_text("{{ messages[0].role[:1] }}{{ messages[0].content }}")
+    with pytest.raises(RequestError, match=message):
+        Chat(folder).prompt(
+            json.dumps([*MESSAGES, {"role": "assistant", "content": None}]), json.dumps(options)
+        )
 
 
 def test_the_template_may_stand_in_the_configuration_of_the_tokenizer(folder):
