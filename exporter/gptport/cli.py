@@ -191,3 +191,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
         for name, command in (repository_commands.COMMANDS | client_commands.COMMANDS).items()
     },
 }
+
+if __name__ == "__main__":  # python -m gptport.cli, which some would guess
+    from .__main__ import run
+
+    run()
