@@ -17,6 +17,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
 # What transformers gives every template: one that asks whether tools `is not none` takes what is undefined for some.
 GIVEN = {"add_generation_prompt": True, "tools": None, "documents": None}
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read the first two
 
 
 class ChatTemplate:
@@ -39,8 +40,9 @@ class ChatTemplate:
         """
         import jinja2
 
+        conversation = [_message(each) for each in messages]
         try:
-            text = self._template.render(messages=messages, **GIVEN, **self._variables)
+            text = self._template.render(messages=conversation, **GIVEN, **self._variables)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidRequest(f"messages do not fit the model's chat template: {error}") from error
         return str(text)
@@ -57,7 +59,7 @@ def read_chat_template(template: bytes | None, config: bytes) -> ChatTemplate:
         source = values.get("chat_template") if template is None else template.decode()
         if isinstance(source, list):  # several, by name
             source = {each["name"]: each["template"] for each in source}.get("default")
-        tokens = {name: _token(value) for name, value in values.items() if name.endswith("_token")}
+        tokens = {name: _token(value) for name, value in _named(values).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRequest(
             f"the model's {CONFIG_FILE} cannot be read: {error!r}; export it again"
@@ -67,6 +69,24 @@ def read_chat_template(template: bytes | None, config: bytes) -> ChatTemplate:
             "the model has no chat template; use generate(), or gptport generate, with a prompt of your own"
         )
     return ChatTemplate(source, {name: token for name, token in tokens.items() if token is not None})
+
+
+def _message(given: Message) -> dict[str, Any]:
+    """As transformers hands it to a template: without what is null, reasoning under the names of all templates."""
+    message = {name: value for name, value in given.items() if value is not None}
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _named(config: dict[str, Any]) -> dict[str, Any]:
+    """The special tokens by name, those of this model alone too."""
+    named = {name: value for name, value in config.items() if name.endswith("_token")}
+    for field in ("extra_special_tokens", "model_specific_special_tokens"):
+        more = config.get(field)
+        named |= more if isinstance(more, dict) else {}
+    return named
 
 
 def _token(value: Any) -> str | None:
@@ -110,8 +130,17 @@ def _generation_tag() -> Any:
     return Generation
 
 
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, indent=indent, **{"ensure_ascii": False, **options})  # Jinja's own escapes HTML
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers' filter; Jinja's own escapes HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:

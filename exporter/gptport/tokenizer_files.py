@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from .locate import Location
 
 GENERATION = "generation_config.json"
+_CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
-_NAMES = ("tokenizer.json", "tokenizer_config.json", _TEMPLATE, GENERATION)
+_MORE_TEMPLATES = "additional_chat_templates"
+_NAMES = ("tokenizer.json", _CONFIG, _TEMPLATE, GENERATION)
 _SENTENCEPIECE = b"\n"  # how the file of such a model begins; one of tiktoken's is text
 _READER = "sentencepiece==0.2.1"  # a later one needs protobuf 7
 
@@ -28,20 +31,35 @@ def read(location: Location, *, trust_remote_code: bool) -> dict[str, bytes]:
         CheckpointError: there is no tokenizer that can be written as tokenizer.json, or its template is no text.
     """
     directory = location.directory
-    files = {name: (directory / name).read_bytes() for name in _NAMES if (directory / name).is_file()}
+    files = _files(directory)
     if "tokenizer.json" not in files:
         files = {**_converted(location, trust_remote_code=trust_remote_code), **files}
     elif not named_tokens.is_whole(directory, _tokenizer(directory, files["tokenizer.json"])):
         files = {**files, **_converted(location, trust_remote_code=trust_remote_code)}
     if not _tokenizer(directory, files["tokenizer.json"]).get_vocab_size(with_added_tokens=False):
         raise _none(directory)
-    try:
-        files.get(_TEMPLATE, b"").decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{directory / _TEMPLATE} is no UTF-8: {error}; fetch it again, or convert it"
-        ) from error
     return files
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    """Those that are there. Several templates are put together in tokenizer_config.json, where older checkpoints have them."""
+    files = {name: (directory / name).read_bytes() for name in _NAMES if (directory / name).is_file()}
+    templates = {path.stem: _text(path) for path in sorted((directory / _MORE_TEMPLATES).glob("*.jinja"))}
+    if _TEMPLATE in files:
+        templates = {"default": _text(directory / _TEMPLATE), **templates}
+    if templates.keys() <= {"default"}:
+        return files
+    config = json.loads(files.get(_CONFIG, b"{}"))
+    config["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
+    files.pop(_TEMPLATE, None)
+    return {**files, _CONFIG: json.dumps(config, ensure_ascii=False, indent=2).encode()}
+
+
+def _text(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{template} is no UTF-8: {error}; fetch it again, or convert it") from error
 
 
 def _converted(location: Location, *, trust_remote_code: bool) -> dict[str, bytes]:
@@ -54,9 +72,7 @@ def _converted(location: Location, *, trust_remote_code: bool) -> dict[str, byte
             AutoTokenizer.from_pretrained(
                 location.directory, trust_remote_code=trust_remote_code, **gguf
             ).save_pretrained(folder)
-            return {
-                name: (Path(folder) / name).read_bytes() for name in _NAMES if (Path(folder) / name).is_file()
-            }
+            return _files(Path(folder))
         except Exception as error:
             raise _conversion_error(location.directory, error) from error
 

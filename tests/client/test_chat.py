@@ -11,7 +11,10 @@ from gptport_client import InvalidRequest
 from gptport_client._chat_template import read_chat_template
 from toy_model import render
 
-MESSAGES = [{"role": "system", "content": ""}, {"role": "user", "content": "Grüße, 世界!"}]
+MESSAGES = [
+    {"role": "system", "content": "", "name": None},
+    {"role": "user", "content": "Grüße, 世界!", "reasoning": "so"},
+]
 
 
 @pytest.mark.parametrize("loop", ["server", "client"])
@@ -77,6 +80,8 @@ TEMPLATES = [
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% if m.content == '' %}{% continue %}{% endif %}"
     "{% set ns.n = ns.n + 1 %}{{ ns.n }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "{% if add_generation_prompt %}{{ strftime_now('%Y') }}{% endif %}{{ messages | tojson(indent=2) }}",
+    "{{ messages[1] | tojson(true, separators=(',', ':')) }}{{ messages[0].name is defined }}"
+    "{{ messages[1].reasoning_content }}{{ messages[1].thinking }}{{ image_token }}",
     "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}{{ messages[1].content }}",
 ]
 
@@ -88,12 +93,20 @@ def test_templates_are_rendered_as_transformers_does(template):
     from toy_model import byte_level_tokenizer
 
     theirs = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="<eos>"
+        tokenizer_object=byte_level_tokenizer(),
+        bos_token="<s>",
+        eos_token="<eos>",
+        extra_special_tokens={"image_token": "<image>"},
     )
     expected = theirs.apply_chat_template(
         MESSAGES, chat_template=template, tokenize=False, add_generation_prompt=True
     )
-    config = json.dumps({"bos_token": "<s>", "eos_token": {"content": "<eos>"}, "chat_template": template})
+    tokens = {
+        "bos_token": "<s>",
+        "eos_token": {"content": "<eos>"},
+        "extra_special_tokens": {"image_token": "<image>"},
+    }
+    config = json.dumps({**tokens, "chat_template": template})
     assert read_chat_template(None, config.encode()).render(MESSAGES) == expected
 
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from gptport.checkpoint import open_checkpoint
 from gptport.errors import CheckpointError
 from gptport_backend.chat import Chat
+from gptport_backend.errors import RequestError
 
 TEXT = "a<x>b é"
 
@@ -94,3 +95,23 @@ def test_a_damaged_file_is_named(gpt2, copy, file, content):
     (folder / file).write_text(content)
     with pytest.raises(CheckpointError, match=file):
         open_checkpoint(str(folder)).tokenizer_files()
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_templates_of_other_names_come_along(gpt2, copy, tmp_path, default):
+    folder = copy(gpt2)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools[0].name }} é", "utf-8")
+    if default:
+        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for name, content in open_checkpoint(str(folder)).tokenizer_files().items():
+        (tmp_path / name).write_bytes(content)
+    messages, tools = [{"role": "user", "content": "hello"}], [{"name": "f"}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    assert Chat(tmp_path).prompt(json.dumps(messages), json.dumps({"tools": tools})) == expected == "f é"
+    if default:
+        assert Chat(tmp_path).prompt(json.dumps(messages), None) == "hello"
+    else:
+        with pytest.raises(RequestError, match="must be one of tool_use"):
+            Chat(tmp_path).prompt(json.dumps(messages), None)
