@@ -47,8 +47,8 @@ STOP_SECONDS = (
 class EngineOptions:
     """The most sequences that run at once, tokens of prompts that one step computes, and requests that wait.
 
-    `kv_cache_bytes` is the most memory for keys and values, None for a share of what is free. `prefix_cache_bytes` is the most,
-    beside that, for those of sequences that have ended; 0 keeps none.
+    `kv_cache_bytes` is the most memory for keys and values, None for a share of what is free, which `engines` of the model
+    on the device divide. `prefix_cache_bytes` is the most, beside that, for those of sequences that have ended; 0 keeps none.
     """
 
     max_batch_size: int = 32
@@ -56,6 +56,7 @@ class EngineOptions:
     max_waiting: int = 1024
     kv_cache_bytes: int | None = None
     prefix_cache_bytes: int = 256 << 20
+    engines: int = 1
 
 
 class Engine:
@@ -81,7 +82,7 @@ class Engine:
             reusable=lambda generation: self._reuse.find(generation, self._scheduler.running),
             fits=lambda rows, tokens: self._cache.fits(rows, tokens),
         )
-        budget = options.kv_cache_bytes or int(runner.memory.share * runner.memory.free())
+        budget = options.kv_cache_bytes or int(runner.memory.share * runner.memory.free() / options.engines)
         self._cache = KVCache(
             manifest.cache, options.max_batch_size, manifest.max_length, runner.memory, budget
         )

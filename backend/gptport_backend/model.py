@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 from tokenizers import Tokenizer
 
 from gptport_backend import manifest as manifests
+from gptport_backend import model_config
 from gptport_backend.chat import CONFIG_FILE, TEMPLATE_FILE, Chat
 from gptport_backend.engine import Engine, EngineOptions
 from gptport_backend.errors import BackendError, LoadError, RequestError
@@ -21,7 +21,7 @@ from gptport_backend.orphan import end_with_parent
 from gptport_backend.outbox import Outbox
 from gptport_backend.parameters import PARAMETERS, complete
 from gptport_backend.request import parse, unknown_input
-from gptport_backend.runner import SAMPLERS, Runner, RunnerOptions
+from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
 from gptport_backend.triton_sink import TritonSink
 from gptport_backend.watch import Watch
@@ -43,7 +43,7 @@ class TritonPythonModel:
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
         """Tell Triton what the model takes and gives: what this backend knows, whenever the model was exported."""
-        _check_batching(config.as_dict())
+        model_config.check_batching(config.as_dict())
         complete(config)
         return config
 
@@ -55,16 +55,20 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._version_dir = Path(args["model_repository"]) / args["model_version"]
         manifest = manifests.read(self._version_dir)
-        options = EngineOptions(
-            **_integers(config, "max_batch_size", "max_prefill_tokens", "max_waiting", "kv_cache_bytes"),
-            **_integers(config, "prefix_cache_bytes", least=0),
-        )
         device = "cuda" if args["model_instance_kind"] == "GPU" else "cpu"
+        device_id = int(args["model_instance_device_id"])
+        options = EngineOptions(
+            **model_config.integers(
+                config, "max_batch_size", "max_prefill_tokens", "max_waiting", "kv_cache_bytes"
+            ),
+            **model_config.integers(config, "prefix_cache_bytes", least=0),
+            engines=model_config.instances(config, device, device_id),
+        )
         runner_options = RunnerOptions(
             device,
-            int(args["model_instance_device_id"]),
-            **_integers(config, "threads", most=MOST_THREADS),
-            sampler=_sampler(config),
+            device_id,
+            **model_config.integers(config, "threads", most=MOST_THREADS),
+            sampler=model_config.sampler(config),
         )
         with manifests.verifying(manifest, self._version_dir):
             runner = Runner(manifest, self._version_dir, runner_options, options.max_batch_size)
@@ -134,43 +138,6 @@ def _asked_file(request: Any) -> Any:
     if unknown:
         raise unknown_input(min(unknown))
     return found.get("file")
-
-
-def _check_batching(config: dict[str, Any]) -> None:
-    """LoadError if Triton would batch the requests itself, which ends it with a crash, or take one response for each."""
-    if config.get("max_batch_size"):
-        raise LoadError(
-            f"max_batch_size in config.pbtxt is {config['max_batch_size']}; leave it out: the backend batches requests "
-            "itself, as many at a time as the parameter of that name says"
-        )
-    if not config.get("model_transaction_policy", {}).get("decoupled"):
-        raise LoadError("model_transaction_policy in config.pbtxt must be { decoupled: true }")
-
-
-def _integers(config: dict[str, Any], *names: str, least: int = 1, most: int = sys.maxsize) -> dict[str, int]:
-    """Those of the parameters `names` of config.pbtxt that are there, as whole numbers from `least` to `most`."""
-    values = {}
-    for name in names:
-        text = config.get("parameters", {}).get(name, {}).get("string_value")
-        if text is None:
-            continue
-        if not text.isdecimal() or not least <= int(text) <= most:
-            limit = f"{least} or more" if most == sys.maxsize else f"from {least} to {most}"
-            raise LoadError(
-                f"the parameter {name} in config.pbtxt is {text!r}; it must be a whole number, {limit}"
-            )
-        values[name] = int(text)
-    return values
-
-
-def _sampler(config: dict[str, Any]) -> str | None:
-    """The parameter `sampler` of config.pbtxt: where tokens are drawn; None if it is not there."""
-    place = config.get("parameters", {}).get("sampler", {}).get("string_value")
-    if place not in (None, *SAMPLERS):
-        raise LoadError(
-            f"the parameter sampler in config.pbtxt is {place!r}; it must be {' or '.join(SAMPLERS)}"
-        )
-    return None if place is None else str(place)
 
 
 def _tokenizer(version_dir: Path) -> Tokenizer:

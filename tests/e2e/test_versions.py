@@ -13,6 +13,7 @@ import pytest
 from gptport.errors import ServerError
 from gptport.rollback import rollback
 from gptport.server import running
+from gptport_backend.memory import HostMemory
 from gptport_client import Client
 
 NAME = "gpt2-tiny"
@@ -45,9 +46,13 @@ def models(checkpoints, repository, tmp_path):
     return Models()
 
 
+def client_of(server):
+    return Client(server.address.grpc_url, model=NAME, metrics_url=server.address.metrics_url)
+
+
 def length(server):
     """The max_length of what is served."""
-    with Client(server.address.grpc_url, model=NAME) as client:
+    with client_of(server) as client:
         client.generate("one", max_tokens=2)
         assert client.generate("one", max_tokens=2, loop="client").text
     with urllib.request.urlopen(f"{server.address.http_url}/v2/models/{NAME}/config", timeout=10) as answer:
@@ -102,9 +107,11 @@ def test_a_config_that_would_end_or_stop_the_server_is_refused(models, found, se
 
 def test_two_instances_share_the_requests_and_each_sequence_has_its_own(models):
     models.export("--instances", "2", "--threads", "1")
-    with running(models.folder) as server, Client(server.address.grpc_url, model=NAME) as client:
+    with running(models.folder) as server, client_of(server) as client:
         for loop in ("server", "client"):
             assert len({client.generate("one", max_tokens=8, loop=loop).text for _ in range(4)}) == 1
+        budget = client.metrics().total("gptport_kv_cache_budget_bytes", model=NAME)
+        assert budget == pytest.approx(HostMemory().free() / 4, rel=0.4)  # of a half
 
 
 def test_the_text_model_is_warm_when_it_is_ready(models):
