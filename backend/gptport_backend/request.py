@@ -265,5 +265,10 @@ def _text(name: str, item: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
+    """At most 80 characters of a value; numbers as they were before float32 rounded them."""
+    shown = repr(tuple(map(_short, value[:80])) if isinstance(value, tuple) else _short(value))
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _short(value: Any) -> Any:
+    return float(str(np.float32(value))) if isinstance(value, float) else value
