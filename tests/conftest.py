@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
 END_TO_END, DEPLOYMENT = TESTS / "e2e", TESTS / "deployment"
@@ -17,6 +18,10 @@ LONGEST = ("test_soak.py",)  # run first: at the end, the other workers would wa
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A slow machine is no defect: an example may take as long as it takes.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and every process started from there inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

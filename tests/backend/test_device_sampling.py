@@ -66,7 +66,7 @@ def logits_of(seed: int, device: Device, rows: int = ROWS) -> np.ndarray[Any, An
     return np.random.default_rng(seed).normal(0, 3, (rows, VOCABULARY)).astype(device.dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(asked=st.lists(parameters, min_size=1, max_size=ROWS), seed=st.integers(0, 1000))
 def test_the_tokens_are_those_of_the_host(device: Device, asked: list[SamplingParameters], seed: int) -> None:
     here, there = ([Sampler(each, PROMPT, FORBIDDEN) for each in asked] for _ in range(2))

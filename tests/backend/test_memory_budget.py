@@ -15,7 +15,7 @@ SPEC = CacheSpec("float32", (CacheTensor("k", "k2", 2, 4), CacheTensor("v", "v2"
 TOKEN_BYTES = 2 * 2 * 4 * 4
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows_of_500=st.integers(1, 8),
     wanted=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 500)), max_size=8),

@@ -48,7 +48,7 @@ def test_short_beginnings_are_not_worth_it() -> None:
     assert cache.find(np.arange(FEWEST_TOKENS))[1] == FEWEST_TOKENS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     limit=st.integers(0, 6 * 40),
     sequences=st.lists(

@@ -53,7 +53,7 @@ def taken_or_refused(tensors: dict[str, Any]) -> Any:
     return request
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from((*NAMES, "nonsense")), any_tensor(), max_size=5))
 def test_any_tensors(tensors: dict[str, Any]) -> None:
     taken_or_refused(tensors)
@@ -66,7 +66,7 @@ def served(version_dir) -> Any:
     running.engine.close(0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(tensors=fitting_tensors(), prompt=st.binary(min_size=1, max_size=20))
 def test_what_is_taken_is_answered(served: Served, tensors: dict[str, Any], prompt: bytes) -> None:
     tensors = {**tensors, "max_tokens": np.array([3], np.int32)}

@@ -50,7 +50,7 @@ def by_surprise(probabilities: np.ndarray[Any, Any], typical_p: float) -> list[i
     return sorted(nearest[: int(np.sum(np.cumsum(probabilities[nearest]) < typical_p)) + 1].tolist())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     vocabulary=st.sampled_from([1, 5, 100, 5000, 30_000]),
     spread=st.sampled_from([0.1, 3.0, 20.0]),

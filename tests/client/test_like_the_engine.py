@@ -122,7 +122,7 @@ PARAMETERS_DRAWN = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     drawn=PARAMETERS_DRAWN,
     numbers=st.integers(0, 2**32),

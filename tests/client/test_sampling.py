@@ -17,7 +17,7 @@ LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=40).map(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     logits=LOGITS,
     temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),

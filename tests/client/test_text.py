@@ -50,7 +50,7 @@ def test_pieces_of_any_ids_are_what_decoding_at_once_gives(kind):
     tokenizer = TOKENIZERS[kind]
     token = st.integers(0, tokenizer.get_vocab_size() - 1)
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(ids=st.lists(token, max_size=60))
     def check(ids):
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)

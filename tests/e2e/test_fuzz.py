@@ -121,7 +121,6 @@ def test_whatever_comes_is_answered(post, as_ever, gauge, becomes):
 
     @settings(
         max_examples=REQUESTS,
-        deadline=None,
         database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
