@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import tiny_gpt
+from gptport_backend import answers, beams, engine, generation
 from gptport_backend import manifest as manifests
 from gptport_backend.chat import Chat
 from gptport_backend.engine import Engine, EngineOptions
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from gptport_backend.manifest import Manifest
     from gptport_backend.sequence import Piece
+
+
+PATIENCE = 100.0  # seconds until what never comes is a failure: on a slow machine too
 
 
 class NoPublisher:
@@ -61,10 +65,10 @@ class Answer:
         return self.cancelled
 
     def wait_for_first(self) -> None:
-        assert self._began.wait(30), "no piece came"
+        assert self._began.wait(PATIENCE), "no piece came"
 
     def wait(self) -> Answer:
-        assert self._ended.wait(30), "the request was not answered"
+        assert self._ended.wait(PATIENCE), "the request was not answered"
         return self
 
     def of(self, index: int) -> Answer:
@@ -103,6 +107,32 @@ class Served:
         answer = Answer(request_id)
         self.engine.submit(parse(tensors(**inputs)), answer)
         return answer
+
+
+def hold(served: Served, step: str) -> threading.Event:
+    """Let the engine wait at the next `step`, a method of its runner, until the event is set."""
+    run, go_on = getattr(served.runner, step), threading.Event()
+    setattr(served.runner, step, lambda *arguments: go_on.wait(PATIENCE) and run(*arguments))
+    return go_on
+
+
+class Clock:
+    """The engine's time: it stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What the engine takes the time from."""
+    made = Clock()
+    for module in (answers, beams, engine, generation):
+        monkeypatch.setattr(module, "time", made)
+    return made
 
 
 def tensors(**inputs: Any) -> dict[str, np.ndarray[Any, Any]]:

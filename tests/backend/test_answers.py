@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from conftest import hold
 from gptport_backend.answers import Answers
 from gptport_backend.errors import RequestError
 from gptport_backend.metrics import Tally
@@ -128,17 +129,24 @@ def test_answers_end_one_by_one_and_leave_nothing_behind(serve) -> None:
 
 def test_cancelled_all_end_and_those_that_wait_too(serve) -> None:
     tiny = serve(max_batch_size=2)
+    go_on = hold(tiny, "decode")
     answer = tiny.ask(text_input=PROMPT, max_tokens=500, ignore_eos=True, n=5, stream=True)
-    answer.wait_for_first()
+    wait_until(lambda: slots_in_use(tiny) == 2)
     answer.cancelled = True
+    go_on.set()
     assert answer.wait().error == ""
     assert [answer.of(index).finish_reason for index in range(5)] == ["cancelled"] * 5
     wait_until(lambda: not tiny.engine._scheduler.busy)
 
 
-def test_out_of_time_all_end_with_what_is_there(serve) -> None:
+def test_out_of_time_all_end_with_what_is_there(serve, clock) -> None:
     tiny = serve(max_batch_size=2)
-    answer = tiny.ask(text_input=PROMPT, max_tokens=500, ignore_eos=True, n=5, timeout=0.05).wait()
+    go_on = hold(tiny, "decode")
+    answer = tiny.ask(text_input=PROMPT, max_tokens=500, ignore_eos=True, n=5, timeout=1.0)
+    wait_until(lambda: slots_in_use(tiny) == 2)
+    clock.now = 1.0
+    go_on.set()
+    answer.wait()
     assert [answer.of(index).finish_reason for index in range(5)] == ["timeout"] * 5
     assert answer.responses == 1
 

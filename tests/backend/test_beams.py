@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnxruntime
 import pytest
 
 import tiny_gpt
+from conftest import PATIENCE, hold
 from gptport_backend.errors import RequestError
 from gptport_backend.logits import HostLogits
 from gptport_backend.parameters import PARAMETERS
@@ -129,27 +129,18 @@ def test_put_back_as_a_whole_it_begins_anew_and_finds_the_same(serve) -> None:
     wait_until(lambda: slots_in_use(narrow) == 0)
 
 
-def slowed(served):
-    decode = served.runner.decode
-
-    def slowly(*given):
-        time.sleep(0.01)
-        return decode(*given)
-
-    served.runner.decode = slowly
-    return served
-
-
 @pytest.mark.parametrize("reason", ["cancelled", "timeout"])
-def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, reason) -> None:
-    served = slowed(serve(max_batch_size=4))
+def test_ended_early_it_gives_the_best_so_far_and_its_rows(serve, clock, reason) -> None:
+    served = serve(max_batch_size=4)
+    go_on = hold(served, "decode")
     asked = {"text_input": PROMPT, "beam_width": 4, "n": 2, "max_tokens": 500, "ignore_eos": True}
+    answer = served.ask(timeout=1.0, **asked)
+    wait_until(lambda: slots_in_use(served) == 4)
     if reason == "timeout":
-        answer = served.ask(timeout=0.3, **asked)
+        clock.now = 1.0
     else:
-        answer = served.ask(**asked)
-        wait_until(lambda: slots_in_use(served) == 4)
         answer.cancelled = True
+    go_on.set()
     assert {piece.finish_reason for piece in answer.wait().pieces} == {reason}
     assert len(answer.pieces[0].token_ids) < 500
     wait_until(lambda: slots_in_use(served) == 0)
@@ -188,25 +179,28 @@ def test_what_a_search_leaves_behind_is_reused_and_changes_nothing(serve, by_han
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "timeout"])
-def test_one_that_waits_ends_too_and_has_nothing(serve, reason) -> None:
-    served = slowed(serve(max_batch_size=3))
-    running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
-    running.wait_for_first()
-    timeout = {"timeout": 0.05} if reason == "timeout" else {}
-    waiting = served.ask(text_input=PROMPT, beam_width=3, n=2, max_tokens=5, **timeout)
-    waiting.cancelled = reason == "cancelled"
+def test_one_that_waits_ends_too_and_has_nothing(serve, clock, reason) -> None:
+    served = serve(max_batch_size=3)
+    go_on = hold(served, "decode")
+    running = served.ask(text_input="a", max_tokens=50, ignore_eos=True)
+    wait_until(lambda: slots_in_use(served) == 1)
+    waiting = served.ask(text_input=PROMPT, beam_width=3, n=2, max_tokens=5, timeout=1.0)
+    if reason == "timeout":
+        clock.now = 1.0
+    else:
+        waiting.cancelled = True
+    go_on.set()
     (piece,) = waiting.wait().pieces
     assert (piece.finish_reason, piece.token_ids, piece.text) == (reason, (), "")
-    assert slots_in_use(served) == 1
-    running.cancelled = True
-    assert running.wait().finish_reason == "cancelled"
+    assert running.wait().finish_reason == "length"
+    wait_until(lambda: slots_in_use(served) == 0)
 
 
 def test_the_prompt_as_ids_in_chunks_and_shown(serve, by_hand) -> None:
     served = serve(max_batch_size=4, max_prefill_tokens=16)
     prompt = "word " * 30
     ids = served.tokenizer.encode(prompt).ids
-    shown = {"exclude_input_in_output": False, "priority": -1, "seed": 5, "timeout": 30.0}
+    shown = {"exclude_input_in_output": False, "priority": -1, "seed": 5, "timeout": PATIENCE}
     answer = served.ask(input_ids=ids, max_tokens=9, beam_width=3, n=3, **shown)
     assert_same(found(answer, 3), by_hand(served, prompt, 3, 9))
     assert all(piece.text.startswith(prompt) for piece in answer.pieces)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import tiny_gpt
+from conftest import hold
 from gptport_backend.errors import RequestError, Unavailable
+from test_engine import slots_in_use, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Answer, Served
+    from conftest import Answer, Clock, Served
 
 ENDS_EARLY = "b"  # the tiny GPT ends the answer to this prompt by itself
 
@@ -86,17 +86,18 @@ def test_without_logprobs_there_are_none(served: Served) -> None:
     assert all(not piece.logprobs for piece in asked(served).pieces)
 
 
-def test_a_timeout_ends_the_answer_with_what_is_there(serve: Callable[..., Served]) -> None:
+def test_a_timeout_ends_the_answer_with_what_is_there(serve: Callable[..., Served], clock: Clock) -> None:
     served = serve(max_batch_size=1)
-    decode = served.runner.decode
+    go_on, decode = hold(served, "prefill"), served.runner.decode
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(0.02)
+        clock.now += 0.02
         return decode(*arguments)
 
     served.runner.decode = slow  # type: ignore[method-assign]
     running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, timeout=0.3)
     waiting = served.ask(text_input="a", max_tokens=5, timeout=0.05)
+    go_on.set()
     assert (running.wait().finish_reason, waiting.wait().finish_reason) == ("timeout", "timeout")
     assert 0 < len(running.token_ids) < 500
     assert waiting.token_ids == []
@@ -105,9 +106,7 @@ def test_a_timeout_ends_the_answer_with_what_is_there(serve: Callable[..., Serve
 
 def test_a_full_queue_refuses_at_once_and_answers_what_it_took(serve: Callable[..., Served]) -> None:
     served = serve(max_batch_size=4, max_waiting=50)
-    all_sent = threading.Event()
-    prefill = served.runner.prefill
-    served.runner.prefill = lambda *arguments: all_sent.wait(30) and prefill(*arguments)  # type: ignore[method-assign]
+    all_sent = hold(served, "prefill")
     answers, refusals = [], set()
     for number in range(1000):
         try:
@@ -122,10 +121,9 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_took(serve: Callable[.
 
 def test_the_answers_of_a_request_count_in_the_queue(serve: Callable[..., Served]) -> None:
     served = serve(max_batch_size=1, max_waiting=5)
+    all_sent = hold(served, "decode")
     running = served.ask(text_input="a", max_tokens=500, ignore_eos=True, stream=True)
-    running.wait_for_first()
-    decode, all_sent = served.runner.decode, threading.Event()
-    served.runner.decode = lambda *arguments: all_sent.wait(30) and decode(*arguments)  # type: ignore[method-assign]
+    wait_until(lambda: slots_in_use(served) == 1)
     answers = [served.ask(text_input="hello", max_tokens=3, n=3)]
     with pytest.raises(
         Unavailable, match="the queue is full: 3 requests wait, n is 3, and max_waiting is 5;"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gptport_backend import metrics
 from gptport_backend.metrics import BOUNDS, Seconds, Tally, TritonPublisher
+
+if TYPE_CHECKING:
+    import pytest
 
 SHOWN: dict[tuple[str, str], float] = {}
 
@@ -35,7 +39,8 @@ class Family:
         return SimpleNamespace(increment=increment, set=set_)
 
 
-def test_counts_are_published_as_differences_and_at_rest_always() -> None:
+def test_counts_are_published_as_differences_and_at_rest_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: 100.0))  # it stands still
     publisher = TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny")
     tally = Tally(input_tokens=10, output_tokens=4, running=2)
     publisher.publish(tally)

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def test_between_two_steps_its_threads_leave_the_cores_to_others(version_dir: Path) -> None:
+    """Spinning they would take 20 ms each time; the least of several counts, as whatever else runs in this process adds to it."""
     runner = Runner(manifests.read(version_dir), version_dir, RunnerOptions(threads=2), max_slots=32)
     cache = KVCache(runner._manifest.cache, 32, 256, runner.memory)
     cache.reserve(32, 256, [])
-    runner.prefill(cache, 0, [[1] * 200] * 32, 0)
-    before = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - before < 0.005
+    spent = []
+    for _ in range(3):
+        runner.prefill(cache, 0, [[1] * 200] * 32, 0)
+        before = time.process_time()
+        time.sleep(0.1)
+        spent.append(time.process_time() - before)
+    assert min(spent) < 0.005
