@@ -102,7 +102,7 @@ METRICS = (
     Metric(
         "gptport_input_tokens_total",
         "counter",
-        "tokens of prompts computed",
+        "tokens of prompts computed, and of answers again that had given their row up",
         lambda tally: tally.input_tokens,
     ),
     Metric(

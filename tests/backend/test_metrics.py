@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from gptport_backend import metrics
-from gptport_backend.metrics import BOUNDS, Seconds, Tally, TritonPublisher
+from gptport_backend.metrics import BOUNDS, METRICS, Seconds, Tally, TritonPublisher
 
 if TYPE_CHECKING:
     import pytest
@@ -82,3 +82,39 @@ def test_the_parts_of_a_step_add_up() -> None:
             pass
     publisher.publish(tally)
     assert SHOWN["gptport_step_seconds_total", "sample"] == tally.parts["sample"] > 0
+
+
+def test_each_metric_is_a_count_of_its_own() -> None:
+    publisher = TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny")
+    tally = Tally()
+    counted = [name for name, value in vars(tally).items() if isinstance(value, int)]
+    for number, name in enumerate(counted, 1):
+        setattr(tally, name, number)
+    for number, histogram in enumerate((tally.first_token, tally.next_token, tally.request), 30):
+        histogram.observe(float(number))
+    publisher.publish(tally)
+    shown = {name: value for (name, label), value in SHOWN.items() if not label}
+    expected = {
+        "gptport_input_tokens_total": tally.input_tokens,
+        "gptport_prefix_hit_tokens_total": tally.reused_tokens,
+        "gptport_output_tokens_total": tally.output_tokens,
+        "gptport_guessed_tokens_total": tally.guessed_tokens,
+        "gptport_right_guesses_total": tally.right_guesses,
+        "gptport_preemptions_total": tally.preemptions,
+        "gptport_batch_size": tally.batch_size,
+        "gptport_running": tally.running,
+        "gptport_waiting": tally.waiting,
+        "gptport_kv_cache_bytes": tally.cache_bytes,
+        "gptport_kv_cache_budget_bytes": tally.cache_budget,
+        "gptport_prefix_cache_bytes": tally.prefix_bytes,
+    }
+    assert {name: shown[name] for name in expected} == expected
+    assert (
+        len(expected)
+        == len(counted)
+        == sum(not metric.label and metric.kind != "histogram" for metric in METRICS)
+    )
+    sums = [
+        shown[f"gptport_{name}_seconds_sum"] for name in ("time_to_first_token", "inter_token", "request")
+    ]
+    assert sums == [30, 31, 32]
