@@ -7,9 +7,15 @@ import re
 import sys
 
 import jsonschema
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
+import tiny_gpt
+from gptport.console import Steps
+from gptport.samples import sample
 from gptport_backend.errors import RequestError
+from gptport_backend.grammar import Form, Grammars
 
 SHORT = {"type": "string", "maxLength": 6}
 INTEGER = {"type": "integer", "minimum": 0, "maximum": 999}
@@ -90,18 +96,44 @@ def test_there_are_fifty_schemas():
     assert len(SCHEMAS) >= 50
 
 
+CLOSING = '"}]n'  # letters by which a text comes to its end
+
+
 @pytest.mark.parametrize("schema", SCHEMAS, ids=json.dumps)
 def test_json_is_of_its_schema(serve, schema):
     """The tiny model has random weights: what it would say unconstrained is never JSON."""
     tiny = serve(max_batch_size=4)
     text = json.dumps(schema)
-    asked = [{}, *({"temperature": 1.0, "seed": seed} for seed in (1, 2, 3))]
+    closing = [*tiny.tokenizer.encode(CLOSING).ids, tiny_gpt.EOS]
+    in_haste = {"logit_bias_ids": closing, "logit_bias_values": [50.0] * len(closing)}
+    asked = [in_haste, {}, *({"temperature": 1.0, "seed": seed} for seed in (1, 2, 3))]
     answers = [tiny.ask(text_input="x", json_schema=text, max_tokens=96, **each) for each in asked]
     finished = [answer.text for answer in answers if answer.wait().finish_reason == "stop"]
     assert not [answer.error for answer in answers if answer.error]
-    assert finished or any(word in text for word in ("number", "next"))  # those may go on for long
+    assert answers[0].finish_reason == "stop"
     for found in finished:
         jsonschema.validate(json.loads(found), schema)
+
+
+def test_json_is_of_its_schema_in_tokens_of_many_letters_too(tmp_path):
+    """By logits at random, so that all of the tokens are tried that a form allows."""
+    folder = sample("gpt2-tiny", tmp_path / "gpt2", Steps())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    size, random = tokenizer.get_vocab_size(), np.random.default_rng(0)
+    texts = {token: tokenizer.decode([token], skip_special_tokens=False) for token in range(size)}
+    assert max(map(len, texts.values())) > 4
+    eos = tokenizer.token_to_id("<|endoftext|>")
+    closing = [token for token, text in texts.items() if text.strip('"}]') == "" or token == eos]
+    grammars = Grammars(tokenizer, size, [eos])
+    for schema in SCHEMAS:
+        constraint, ids = grammars.constraint(Form("json_schema", json.dumps(schema))), []
+        while not constraint.complete and eos not in ids:
+            logits = random.normal(0, 4, size).astype(np.float32)
+            logits[closing] += 2 * len(ids)
+            constraint.forbid(logits)
+            ids.append(int(logits.argmax()))
+            constraint.append(ids[-1])
+        jsonschema.validate(json.loads(tokenizer.decode(ids)), schema)
 
 
 @pytest.mark.parametrize("regex", ["[0-9]{3}-[a-f]{2}", "(yes|no), ü+!?", "a|ab|abc", "\\w{1,5}@x\\.org", ""])
