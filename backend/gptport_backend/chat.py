@@ -48,7 +48,9 @@ class Chat:
         given = {**GIVEN, **self._tokens, **variables, "messages": conversation}
         template = self._compiled(source)
         try:
-            prompt = str(template.render(given))
+            prompt = template.render(given)
+        except RequestError:
+            raise
         except Exception as error:  # a template may fail in any way
             why = str(error)[:300] or type(error).__name__
             raise RequestError(f"messages do not fit the model's chat template: {why}") from error

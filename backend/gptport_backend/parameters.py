@@ -56,6 +56,7 @@ def _from_to(low: float, high: float) -> Callable[[Any], bool]:
 MOST_ANSWERS = 128  # of one request
 MOST_BEAMS = 64
 MOST_CHARACTERS = 100_000
+MOST_JSON = 4_000_000  # characters: while it is read, which takes up to a second, no stream goes on
 MOST_TEXTS = 1000  # that each new token is compared with
 TEXTS = (
     f"a list of at most {MOST_TEXTS} texts, of {MOST_CHARACTERS} characters together, none of them empty; "
@@ -63,10 +64,15 @@ TEXTS = (
 )
 NO_TEXTS = ("",)  # of clients for TensorRT-LLM's models
 FORM = f"a text of 1 to {MOST_CHARACTERS} characters"
+JSON = f"JSON of 1 to {MOST_JSON} characters"
 
 
 def _are_texts(texts: tuple[str, ...]) -> bool:
     return all(texts) and len(texts) <= MOST_TEXTS and sum(map(len, texts)) <= MOST_CHARACTERS
+
+
+def _is_json(text: str) -> bool:
+    return 0 < len(text) <= MOST_JSON
 
 
 def _is_form(text: str) -> bool:
@@ -88,17 +94,18 @@ PARAMETERS = (
         "messages",
         "BYTES",
         None,
-        "JSON that is not empty",
+        JSON,
         "a conversation instead of a prompt: a list of objects with `role` and `content`, put into the model's chat template",
-        bool,
+        _is_json,
     ),
     Parameter(
         "chat_template_kwargs",
         "BYTES",
         None,
-        "a JSON object",
-        "more variables for the chat template, such as `tools`; `continue_final_message` and `chat_template` as in transformers",
-        bool,
+        JSON,
+        "an object of variables for the chat template, such as `tools`; "
+        "`continue_final_message` and `chat_template` are as in transformers",
+        _is_json,
     ),
     Parameter(
         "lora_name",

@@ -6,11 +6,13 @@ import contextlib
 import json
 import shutil
 import sys
+import time
 
 import jinja2
 import pytest
 
 from chat_templates import CONVERSATIONS, TEMPLATES
+from gptport_backend import chat_template
 from gptport_backend.chat import Chat
 from gptport_backend.errors import RequestError
 
@@ -227,3 +229,24 @@ def test_a_model_without_a_template_and_a_server_without_jinja_say_so(serve, fol
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(RequestError, match=r"needs the package jinja2.*pip install"):
         Chat(folder).prompt(json.dumps(MESSAGES), None)
+
+
+FOR_EVER = {
+    "nested loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "all messages for each": """{% for a in messages %}{% for b in messages %}
+        {% set c = a.content ~ b.content %}{% endfor %}{% endfor %}""",
+    "a macro that calls itself twice": """{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}
+        {% endmacro %}{{ f(99) }}""",
+}
+
+
+@pytest.mark.parametrize("template", FOR_EVER.values(), ids=FOR_EVER)
+def test_a_template_that_takes_too_long_is_stopped(folder, monkeypatch, template):
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.2)
+    (folder / "chat_template.jinja").write_text(template)
+    began = time.thread_time()
+    with pytest.raises(
+        RequestError, match=r"^messages keep the .* busy for more than 0.2 seconds; send fewer"
+    ):
+        Chat(folder).prompt(json.dumps(MESSAGES * 20_000), json.dumps({chat_template.CLOCK: None}))
+    assert time.thread_time() - began < 2

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import tensors
 from gptport_backend.errors import RequestError
-from gptport_backend.parameters import MOST_CHARACTERS, MOST_TEXTS, PARAMETERS
+from gptport_backend.parameters import MOST_CHARACTERS, MOST_JSON, MOST_TEXTS, PARAMETERS
 from gptport_backend.request import parse
 
 NO_NUMBER, ENDLESS = float("nan"), float("inf")
@@ -17,8 +17,8 @@ LONG = "a" * (MOST_CHARACTERS + 1)
 LIMITS: dict[str, tuple[list[Any], list[Any]]] = {
     "text_input": (["a"], [""]),
     "input_ids": ([[0], [2**31 - 1]], [[], [-1], [5, -1]]),
-    "messages": (["[]"], [""]),
-    "chat_template_kwargs": (["{}"], [""]),
+    "messages": (["[]", " " * MOST_JSON], ["", " " * (MOST_JSON + 1)]),
+    "chat_template_kwargs": (["{}", " " * MOST_JSON], ["", " " * (MOST_JSON + 1)]),
     "lora_name": (["a"], [""]),
     "max_tokens": ([1, 2**31 - 1], [0, -1]),
     "temperature": ([0.0, 3e38], [-1e-30, NO_NUMBER, ENDLESS]),
