@@ -105,7 +105,7 @@ class Buckets:
 
     def reach(self, probability: float) -> float:
         """The cumulative probability of the shortest prefix that has at least `probability`."""
-        _, cumulative = self._bucket(int(np.searchsorted(self._mass, probability)))
+        _, cumulative = self._bucket(int(np.searchsorted(self._mass, min(probability, 1.0))))
         return float(cumulative[min(int(np.searchsorted(cumulative, probability)), cumulative.size - 1)])
 
     def token_at(self, probability: float) -> int:

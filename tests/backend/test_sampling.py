@@ -58,7 +58,7 @@ def by_surprise(probabilities: np.ndarray[Any, Any], typical_p: float) -> list[i
     typical_p=st.sampled_from([1.0, 1.0, 0.2, 0.9]),
     temperature=st.sampled_from([0.0, 0.1, 0.7, 1.0, 5.0]),
     top_k=st.sampled_from([0, 1, 2, 50, 2000, 10_000]),
-    top_p=st.sampled_from([0.0, 0.1, 0.9, 0.999, 1.0]),
+    top_p=st.sampled_from([0.0, 0.1, 0.9, 0.999, 0.9999999, 1.0]),
     seed=st.integers(0, 2**64 - 1),
 )
 @example(  # near the border between two tokens, where float32 takes the other one
@@ -70,6 +70,9 @@ def by_surprise(probabilities: np.ndarray[Any, Any], typical_p: float) -> list[i
     top_k=0,
     top_p=1.0,
     seed=800210810,
+)
+@example(  # nearer to 1 than float32 is sure of
+    vocabulary=5000, spread=3.0, min_p=0.0, typical_p=1.0, temperature=1.0, top_k=0, top_p=0.9999999, seed=3
 )
 @example(  # where the entropy, a sum over all, in float32 keeps other tokens
     vocabulary=30_000, spread=0.1, min_p=0.0, typical_p=0.9, temperature=0.7, top_k=0, top_p=1.0, seed=13
