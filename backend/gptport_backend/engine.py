@@ -133,7 +133,7 @@ class Engine:
         while self._wait_for_work():
             try:
                 self._step()
-            except Exception as error:
+            except BaseException as error:  # whatever it is: without the loop all would wait forever
                 log.exception("a step of %s failed", self._running())
                 self._abandon(f"the engine failed: {error}")
             self._publish()
@@ -270,12 +270,12 @@ class Engine:
         with self._tally.timed("answer"):
             self._pass_on(generations, tokens)
 
-    def _pass_on(self, generations: list[Generation], tokens: list[int | Exception]) -> None:
+    def _pass_on(self, generations: list[Generation], tokens: list[int | BaseException]) -> None:
         now = time.monotonic()
         for generation, token in zip(generations, tokens, strict=True):
             if isinstance(token, NothingToChoose):
                 self._fail([generation], str(token))
-            elif isinstance(token, Exception):
+            elif isinstance(token, BaseException):
                 log.error("request %r failed", generation.answers.request_id, exc_info=token)
                 self._fail([generation], f"the engine failed: {token}")
             else:
@@ -303,7 +303,7 @@ class Engine:
         """Do something for one generation alone; if it fails, the others go on."""
         try:
             step()
-        except Exception as error:
+        except BaseException as error:  # a panic of tokenizers or llguidance is no Exception
             log.exception("request %r failed", generation.answers.request_id)
             self._fail([generation], f"the engine failed: {error}")
             return
@@ -327,7 +327,10 @@ class Engine:
         return f"{'request' if len(ids) == 1 else 'requests'} {', '.join(map(repr, sorted(ids)))}"
 
     def _abandon(self, message: str) -> None:
-        """After a failed step nothing in the cache can be trusted: fail all that run, and begin anew."""
+        """After a failed step nothing in the cache can be trusted: fail all that run, and begin anew.
+
+        If none did, the first that waits fails, so that no step fails as this one without an end.
+        """
         failed = [generation for generation in self._scheduler.clear() if generation.rows]
         self._rows.release()
         for generation in failed:

@@ -91,7 +91,7 @@ class TritonPythonModel:
                 sink.refuse(str(error), pb_utils.TritonError.INVALID_ARG)
             except BackendError as error:
                 sink.refuse(str(error), pb_utils.TritonError.UNAVAILABLE)
-            except Exception as error:
+            except BaseException as error:  # a panic of tokenizers or llguidance is no Exception
                 log.exception("request %r could not be taken", sink.request_id)
                 sink.fail(f"the request could not be taken: {error}")
 

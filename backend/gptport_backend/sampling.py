@@ -119,12 +119,13 @@ class Sampler:
             self.logprobs.append(Logprobs.of(self._raw, token, self._parameters.logprobs or 0))
 
 
-def sample(logits: StepLogits, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[int | Exception]:
+def sample(logits: StepLogits, rows: Sequence[int], samplers: Sequence[Sampler]) -> list[int | BaseException]:
     """The next token of each of `rows` of a step, which the sampler beside it draws.
 
-    For a row whose sampler fails it is the error, NothingToChoose if no token is left; the others do not notice.
+    For a row whose sampler fails it is the error, NothingToChoose if no token is left; the others do not notice. A panic of
+    llguidance is one too, though no Exception.
     """
-    tokens: dict[int, int | Exception] = {}
+    tokens: dict[int, int | BaseException] = {}
     if isinstance(logits, DeviceLogits):
         tokens = _sample_there(logits, dict(zip(rows, samplers, strict=True)))
     left = {row: sampler for row, sampler in zip(rows, samplers, strict=True) if row not in tokens}
@@ -133,37 +134,37 @@ def sample(logits: StepLogits, rows: Sequence[int], samplers: Sequence[Sampler])
     return [tokens[row] for row in rows]
 
 
-def _sample_there(logits: DeviceLogits, samplers: dict[int, Sampler]) -> dict[int, int | Exception]:
+def _sample_there(logits: DeviceLogits, samplers: dict[int, Sampler]) -> dict[int, int | BaseException]:
     """The tokens of those rows that can be drawn where the logits are."""
-    tokens: dict[int, int | Exception] = {}
+    tokens: dict[int, int | BaseException] = {}
     draws = {}
     for row, sampler in samplers.items():
         try:
             if (draw := sampler.described()) is not None:
                 draws[row] = draw
-        except Exception as error:
+        except BaseException as error:
             tokens[row] = error
     for row, (token, logit) in logits.draw(draws).items() if draws else ():
         try:
             tokens[row] = samplers[row].accept(token, logit)
-        except Exception as error:
+        except BaseException as error:
             tokens[row] = error
     return tokens
 
 
-def _sample_here(logits: Logits, samplers: Sequence[Sampler]) -> list[int | Exception]:
+def _sample_here(logits: Logits, samplers: Sequence[Sampler]) -> list[int | BaseException]:
     """The next token of each row of `logits [batch, vocab]`, which are adjusted in place: -inf is what must not come."""
-    errors: dict[int, Exception] = {}
+    errors: dict[int, BaseException] = {}
     for row, sampler in enumerate(samplers):
         try:
             sampler.adjust(logits[row])
-        except Exception as error:
+        except BaseException as error:
             errors[row] = error
-    tokens: list[int | Exception] = []
+    tokens: list[int | BaseException] = []
     for row, token in enumerate(logits.argmax(axis=1).tolist()):
         try:
             tokens.append(errors.get(row) or samplers[row].take(logits[row], token))
-        except Exception as error:
+        except BaseException as error:
             tokens.append(error)
     return tokens
 

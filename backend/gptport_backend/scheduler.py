@@ -151,7 +151,9 @@ class Scheduler(Generic[S]):
         return [Move(place + n, place + n + 1) for n in reversed(range(len(behind)))]
 
     def clear(self) -> list[S]:
-        """End all that run, without a move; those that wait stay."""
+        """End all that run, without a move, or, if none does, the first that waits; the others stay."""
+        if not self.running and self.waiting:
+            return [self.waiting.popleft()]
         running, self.running = self.running, []
         return running
 

@@ -152,92 +152,6 @@ def test_a_long_prompt_does_not_stop_the_streams_in_flight(serve: Callable[..., 
     stream.wait()
 
 
-def test_a_failed_step_fails_those_in_it_and_the_next_request_is_answered(
-    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
-) -> None:
-    served = serve()
-    expected = served.ask(text_input="hello", max_tokens=5).wait().token_ids
-    decode, served.runner.decode = served.runner.decode, _broken  # type: ignore[method-assign]
-    failed = [served.ask(name, text_input="hello", max_tokens=5, n=2) for name in ("first", "second")]
-    for answer in failed:
-        assert answer.wait().error == "the engine failed: out of luck"
-    assert "'second' failed" in caplog.text
-    served.runner.decode = decode  # type: ignore[method-assign]
-    assert served.ask(text_input="hello", max_tokens=5).wait().token_ids == expected
-    wait_until(lambda: slots_in_use(served) == 0)
-
-
-def _broken(*_: Any) -> Any:
-    raise RuntimeError("out of luck")
-
-
-def test_a_sink_that_fails_hurts_only_its_own_request_which_the_log_names(
-    serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
-) -> None:
-    served = serve()
-    go_on = hold(served, "prefill")
-    other = served.ask("good", text_input="hello", max_tokens=30, stream=True)
-    bad = served.ask("bad", text_input="hello", max_tokens=30, stream=True)
-    bad.send = _broken  # type: ignore[method-assign]
-    go_on.set()
-    assert bad.wait().error
-    assert other.wait().finish_reason == "length"
-    assert caplog.messages == ["request 'bad' failed"]
-
-
-def test_a_sampler_that_fails_hurts_only_its_own_request(serve: Callable[..., Served]) -> None:
-    served = serve()
-    expected = served.ask(text_input="hello", max_tokens=40).wait().token_ids
-    decode, steps = served.runner.decode, []
-
-    def broken_for_the_second(*arguments: Any) -> Any:
-        logits = decode(*arguments)
-        steps.append(len(arguments[1]))
-        if steps[-1] == 3:
-            logits.on_host(range(3))[1] = float("nan")
-        return logits
-
-    served.runner.decode = broken_for_the_second  # type: ignore[method-assign]
-    several = {"text_input": "hello", "max_tokens": 40, "n": 3}
-    answers = [served.ask(**several, logprobs=1).wait()]
-    assert "not finite" in answers[0].error
-    go_on = hold(served, "prefill")
-    answers = [served.ask(text_input="hello", max_tokens=40, **more) for more in ({}, {"logprobs": 1}, {})]
-    go_on.set()
-    first, second, third = (answer.wait() for answer in answers)
-    assert "not finite" in second.error
-    assert (first.token_ids, third.token_ids) == (expected, expected)
-    assert 3 in steps
-
-
-def test_memory_that_is_short_for_a_prefix_hurts_nobody(serve: Callable[..., Served]) -> None:
-    served = serve()
-    prompt = "the quick brown fox jumps over the lazy dog"
-    first = served.ask(text_input=prompt, max_tokens=5).wait().token_ids
-    wait_until(lambda: served.engine._tally.prefix_bytes > 0)
-    memory, allocate = served.engine._prefixes._memory, served.engine._prefixes._memory.allocate
-
-    def short(shape: tuple[int, ...], dtype: str) -> Any:
-        if shape[0] == len(served.manifest.cache.tensors):
-            raise MemoryError("no memory is left")
-        return allocate(shape, dtype)
-
-    memory.allocate = short  # type: ignore[method-assign]
-    other = served.ask(text_input="a", max_tokens=200)
-    for answer in (served.ask(text_input=prompt + " again", max_tokens=5) for _ in range(2)):
-        assert answer.wait().error == ""
-    assert (other.wait().error, len(other.token_ids)) == ("", 200)
-    assert served.engine._prefixes.bytes == 0
-    assert served.ask(text_input=prompt, max_tokens=5).wait().token_ids == first
-
-
-def test_metrics_that_cannot_be_published_stop_nothing(serve: Callable[..., Served]) -> None:
-    served = serve()
-    served.engine._publisher.publish = _broken  # type: ignore[method-assign]
-    for _ in range(2):
-        assert served.ask(text_input="hello", max_tokens=3).wait().finish_reason == "length"
-
-
 def test_logits_that_are_not_numbers_are_an_error(serve: Callable[..., Served]) -> None:
     served = serve()
     served.runner.prefill = _nan_for(served.runner.prefill)  # type: ignore[method-assign]
@@ -265,7 +179,7 @@ def test_a_prompt_of_many_megabytes_is_refused_before_it_is_encoded(
     serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve()
-    monkeypatch.setattr(Vocabulary, "encode", _broken)
+    monkeypatch.delattr(Vocabulary, "encode")
     with pytest.raises(RequestError, match="text_input has 10000000 characters"):
         served.ask(text_input="x" * 10_000_000)
 
