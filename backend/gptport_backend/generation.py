@@ -14,7 +14,7 @@ from gptport_backend.processors import Forbidden
 from gptport_backend.prompt_lookup import PromptLookup
 from gptport_backend.sampling import Sampler
 from gptport_backend.sequence import FinishReason, Piece, ScoredPrompt, Sequence
-from gptport_backend.text import Detokenizer, StopFilter, unsettled_tokens
+from gptport_backend.text import Detokenizer, StopFilter, special_tokens, unsettled_tokens
 
 if TYPE_CHECKING:
     from typing import Any
@@ -39,6 +39,7 @@ class Vocabulary:
 
     tokenizer: Tokenizer
     size: int  # of the logits; a tokenizer may have more tokens
+    special: dict[str, int]
     unsettled: frozenset[int]
     longest_token: int  # in characters
     eos: frozenset[int]
@@ -50,13 +51,19 @@ class Vocabulary:
         """The vocabulary of `tokenizer` and of logits `[size]`, in which the ids `eos` end a text."""
         longest = max(map(len, tokenizer.get_vocab()))
         grammars = Grammars(tokenizer, size, eos)
-        return cls(tokenizer, size, unsettled_tokens(tokenizer), longest, eos, grammars, chat)
+        special, unsettled = special_tokens(tokenizer), unsettled_tokens(tokenizer)
+        return cls(tokenizer, size, special, unsettled, longest, eos, grammars, chat)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> tuple[int, ...]:
         """The ids of a text."""
         # `encode` holds the interpreter's lock, and with it the loop; a batch of one does not.
         (found,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=special_tokens)
         return tuple(found.ids)
+
+    def ends(self, request: GenerationRequest) -> frozenset[int]:
+        """The tokens that end the answer to `request`; a special token among its stop words is one, as no text shows it."""
+        named = (self.special[word] for word in request.stop_words if word in self.special)
+        return frozenset(() if request.ignore_eos else self.eos).union(request.stop_token_ids, named)
 
     def forbidden(self, request: GenerationRequest) -> Forbidden:
         """The tokens that must not come in the answer to `request`."""
@@ -100,9 +107,7 @@ class Generation(Sequence):
         self._most_guessed = request.prompt_lookup
         self._lookup = PromptLookup(prompt) if request.prompt_lookup else None
         self._stream = request.stream
-        self.end_tokens = frozenset(request.stop_token_ids).union(
-            () if request.ignore_eos else vocabulary.eos
-        )
+        self.end_tokens = vocabulary.ends(request)
         self.token_at = 0.0  # when the last token came
         self.first_token: float | None = None  # seconds from the arrival until it came
         self._deadline = float("inf") if request.timeout is None else self.arrived + request.timeout

@@ -233,7 +233,7 @@ PARAMETERS = (
         "BYTES",
         (),
         TEXTS,
-        "end before the first of these texts, the one that ends first; it is not part of the answer",
+        "end before the first of these texts, or special tokens, the one that ends first; it is not part of the answer",
         _are_texts,
         many=True,
         blank=NO_TEXTS,

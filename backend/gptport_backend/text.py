@@ -16,13 +16,19 @@ CONTEXT_TOKENS = 6
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The tokens that no text shows, and their ids."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {token.content: number for number, token in added.items() if token.special}
+
+
 def unsettled_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that never end a piece of text: special ones, and `<0x00>` … if the decoder reads bytes."""
-    special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
+    special = special_tokens(tokenizer).values()
     if "ByteFallback" not in json.dumps(json.loads(tokenizer.to_str())["decoder"]):
         return frozenset(special)
     ids = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-    return frozenset(special.union(token for token in ids if token is not None))
+    return frozenset((*special, *(token for token in ids if token is not None)))
 
 
 class Detokenizer:

@@ -52,7 +52,8 @@ class Generation:
         self._ids = list(prompt)
         self._prompt_tokens = len(prompt)
         self._limit = min(params.max_tokens, model.max_length - len(prompt))
-        self._ends = frozenset(params.stop_token_ids).union(() if params.ignore_eos else model.eos_token_ids)
+        ends = frozenset(() if params.ignore_eos else model.eos_token_ids)
+        self._ends = ends.union(params.stop_token_ids, tokenizer.special(params.stop_strings))
         self._adjuster = Adjuster(params, prompt, frozenset(model.eos_token_ids), tokenizer)
         self._sampler = Sampler(params)
         self._top = params.logprobs

@@ -33,7 +33,7 @@ class SamplingParams:
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the fewest likeliest tokens whose probability reaches this, 0 … 1.
         seed: 0 to 2⁶⁴-1; the same seed gives the same text. None draws one.
-        stop: end before the first of these strings; it is not part of the text. One string or several.
+        stop: end before the first of these strings, or special tokens; it is not part of the text. One string or several.
         min_p: keep the tokens at least this many times as likely as the likeliest one, 0 … 1.
         typical_p: keep the tokens nearest to the expected surprise whose probability reaches this, above 0, at most 1.
         repetition_penalty: above 0; divides positive logits and multiplies negative ones of the tokens in prompt and answer.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gptport_client._errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import tokenizers
 
@@ -30,7 +30,8 @@ class Tokenizer:
             tokenizer.no_truncation()
             tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.unsettled = _special_tokens(tokenizer) | _byte_tokens(tokenizer)
+        self._special = _special_tokens(tokenizer)
+        self.unsettled = _byte_tokens(tokenizer).union(self._special.values())
 
     def encode(self, text: str, *, special_tokens: bool = True) -> tuple[int, ...]:
         """The ids of a prompt, with the special tokens that the tokenizer puts around a text unless told otherwise."""
@@ -39,6 +40,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def special(self, texts: Iterable[str]) -> frozenset[int]:
+        """The ids of those of `texts` that are special tokens: no text shows one."""
+        return frozenset(self._special[text] for text in texts if text in self._special)
 
     def text_of(self, token: int) -> str:
         """The text of one token, a special one's too; half a character is U+FFFD."""
@@ -122,8 +127,9 @@ def _cache_home() -> Path:
     return Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
 
 
-def _special_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[int]:
-    return frozenset(token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special)
+def _special_tokens(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    added = tokenizer.get_added_tokens_decoder()
+    return {token.content: number for number, token in added.items() if token.special}
 
 
 def _byte_tokens(tokenizer: tokenizers.Tokenizer) -> frozenset[int]:

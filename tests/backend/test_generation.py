@@ -54,6 +54,15 @@ def test_a_stop_token_ends_the_answer_as_end_of_text_does(served: Served) -> Non
     assert answer.text == served.tokenizer.decode(usual.token_ids[: end - 1])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_special_token_may_be_a_stop_word(served: Served, stream: bool) -> None:
+    """No text shows one: found by its text it never would be."""
+    usual = asked(served, ENDS_EARLY, 100)
+    answer = asked(served, ENDS_EARLY, 100, ignore_eos=True, stop_words=["nowhere", "<|end|>"], stream=stream)
+    assert (answer.token_ids, answer.text) == (usual.token_ids, usual.text)
+    assert answer.finish_reason == "stop"
+
+
 def test_bad_words_are_not_in_the_text(served: Served) -> None:
     usual = asked(served).text
     for bad in (usual[2], usual[4:7]):

@@ -51,6 +51,16 @@ def test_an_end_of_text_token_ends_the_sequence_on_the_server(client, toy):
     assert until(lambda: len(toy.steps) == 2 and not toy.sequences)
 
 
+def test_a_special_token_among_the_stop_strings_ends_the_text(client, toy):
+    toy.eos_token_ids = ""
+    bias = {0: 12.0}
+    usual = client.generate(PROMPT, max_tokens=40, logit_bias=bias, loop="client")
+    assert 0 in usual.token_ids
+    result = client.generate(PROMPT, max_tokens=40, logit_bias=bias, stop=["<eos>", "nowhere"], loop="client")
+    end = usual.token_ids.index(0) + 1
+    assert (result.finish_reason, result.token_ids) == ("stop", usual.token_ids[:end])
+
+
 @pytest.mark.parametrize("leave", ["close", "drop"])
 def test_leaving_early_ends_the_sequence_on_the_server(client, toy, leave):
     toy.eos_token_ids = ""
