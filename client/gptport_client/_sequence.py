@@ -93,7 +93,7 @@ class StepSequence:
         try:
             return (yield from self.append(tokens[len(self.tokens) :], deadline))
         except BaseException:  # an interrupt too
-            self.tokens = tokens
+            self.tokens, self.lost = tokens, True
             raise
 
     def fork(self) -> StepSequence:

@@ -10,7 +10,7 @@ import pytest
 
 import gptport_client
 from gptport_client import AsyncClient, InvalidRequest, SequenceLost
-from toy_checks import expected
+from toy_checks import PATIENCE, expected
 from toy_model import MAX_LENGTH, next_logits
 
 PROMPT = "The quick brown 世界"
@@ -96,6 +96,18 @@ def test_a_lost_sequence_says_how_much_was_confirmed_and_resumes(session, toy):
     assert session.append([8]).tolist() == expected(toy, 5, 6, 7, 8)
 
 
+def test_a_resume_that_was_out_of_time_has_to_be_done_again(session, toy):
+    session.append([5, 6])
+    toy.sequences.clear()
+    with pytest.raises(SequenceLost):
+        session.append([7])
+    with pytest.raises(gptport_client.DeadlineExceeded):
+        session.resume(timeout=1e-9)
+    with pytest.raises(InvalidRequest, match="resume"):
+        session.append([7])
+    assert session.resume().tolist() == expected(toy, 5, 6)
+
+
 def test_a_session_resumes_on_a_server_that_was_started_again(client, session, toy):
     session.append([5, 6])
     port = int(toy.url.split(":")[1])
@@ -105,7 +117,7 @@ def test_a_session_resumes_on_a_server_that_was_started_again(client, session, t
         session.append([7])
     assert session.tokens == (5, 6)
     toy.server, _ = toy.serve(port)
-    client.wait_until_ready(10, loop="client")
+    client.wait_until_ready(PATIENCE, loop="client")
     assert session.resume().tolist() == expected(toy, 5, 6)
     assert session.append([7]).tolist() == expected(toy, 5, 6, 7)
 
