@@ -315,7 +315,7 @@ class Core:
                 break
             if reason is None:
                 return
-            last = reason
+            last = reason or last
             yield partial(self.transport.sleep, POLL_INTERVAL)
         raise ServerNotReady(f"{self.transport.url} is not ready for {models[0]!r} after {timeout} s: {last}")
 
@@ -328,6 +328,8 @@ class Core:
                     return None
         except InvalidRequest:  # the client is closed
             raise
+        except DeadlineExceeded:  # what was said before still holds
+            return ""
         except GptportError as error:
             return str(error)
         return "the model is loading, failed to load or does not exist; models() and the log say more"

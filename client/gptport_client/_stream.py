@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Protocol
@@ -108,7 +109,7 @@ class Stream:
         self.request_id = answer.request_id
         self._answer = answer
         self._pieces = answer.pieces()
-        self._reading = False
+        self._turn = threading.Lock()  # of who drives the flow: a thread that reads, or one that closes
         self._gathered = GatheredAnswers(answer.request_id)
 
     @property
@@ -125,11 +126,8 @@ class Stream:
         return self
 
     def __next__(self) -> Chunk:
-        self._reading = True
-        try:
+        with self._turn:
             item = advance(self._pieces)
-        finally:
-            self._reading = False
         if isinstance(item, Ended):
             raise StopIteration
         return self._gathered.add(item)
@@ -149,8 +147,13 @@ class Stream:
     def close(self) -> None:
         """Cancel the request on the server; does nothing once the answer is complete."""
         self._answer.cancel()
-        if not self._reading:  # a thread that reads sees that it was cancelled, and ends the flow
-            self._pieces.close()
+        if self._turn.acquire(
+            blocking=False
+        ):  # else a thread reads: it sees that it was cancelled, and ends the flow
+            try:
+                self._pieces.close()
+            finally:
+                self._turn.release()
 
 
 class AsyncStream:

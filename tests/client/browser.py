@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
+from toy_checks import PATIENCE
+
 
 class Tab:
     """One page; `errors` is what its console said of them so far."""
@@ -39,7 +41,7 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, condition, seconds=15):
+    async def until(self, condition, seconds=PATIENCE):
         """Wait until a JavaScript expression is true."""
         wait = (
             f"new Promise((done) => {{ const end = Date.now() + {seconds * 1000}; const look = () => "

@@ -27,6 +27,7 @@ def toy():
     server, port = toy.serve()
     toy.url, toy.server = f"127.0.0.1:{port}", server
     yield toy
+    toy.released.set()
     server.stop(0).wait()
 
 

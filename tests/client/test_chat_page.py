@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from toy_checks import PATIENCE
 from toy_model import render
 from toy_wire import read_inputs
 
@@ -49,7 +50,7 @@ def prompts(toy):
 
 
 def test_a_conversation(toy, visit, tmp_path):
-    toy.max_length, toy.eos_token_ids, toy.delay = 60, "", 0.02
+    toy.max_length, toy.eos_token_ids, toy.delay = 60, "", 0.2
 
     async def use(page):
         await page.until(READY)
@@ -57,17 +58,18 @@ def test_a_conversation(toy, visit, tmp_path):
         await page.type("Hi <b>")
         await page.until(f"{said('assistant')}[0]?.length > 3")
         assert not await page.run(IDLE)  # it streams
+        toy.delay = 0.0
         await page.until(IDLE)
         first = (await page.run(said("assistant")))[0]
         assert prompts(toy)[0] == render([{"role": "user", "content": "Hi <b>"}])
         assert await page.run(said("user")) == ["Hi <b>"]
-        toy.max_length = 4096
+        toy.max_length, toy.delay = 4096, 0.2
         await page.type("And?")
         await page.until(f"{said('assistant')}[1]?.length > 3")
         await page.screenshot(tmp_path / "page.png")
         await page.run("document.getElementById('stop').click()")
         await page.until(IDLE)
-        assert await asyncio.to_thread(toy.cancelled.wait, 5)
+        assert await asyncio.to_thread(toy.cancelled.wait, PATIENCE)
         assert prompts(toy)[1].startswith(f"user: Hi <b>\nassistant: {first}\nuser: And?")
         await page.run("document.getElementById('reset').click()")
         assert await page.run(said("message")) == []

@@ -16,6 +16,7 @@ import time
 import pytest
 
 from gptport.cli import main
+from toy_checks import PATIENCE, eventually
 from toy_model import EOS, render
 from toy_wire import read_inputs
 
@@ -270,23 +271,24 @@ def test_what_is_piped_into_a_chat_ends_it_where_it_fails(command, toy):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(toy, tmp_path):
-    toy.delay, toy.eos_token_ids, toy.max_length = 0.05, "", 4096
+    toy.delay, toy.eos_token_ids, toy.max_length = 0.2, "", 4096
     chat = Terminal("chat", "--model", "toy", "--url", toy.url, home=tmp_path)
     chat.until("> ")
     chat.type("Tell me\n")
-    while not prompts(toy):
-        time.sleep(0.01)
-    time.sleep(0.3)
+    assert eventually(lambda: prompts(toy))
+    (request,) = (each for each in toy.requests if "file" not in each.parameters)
+    pieces = toy.pieces(toy.tokenizer.encode(prompts(toy)[0]).ids, read_inputs(request))
+    chat.until(next(text for _, text, _ in pieces if text.strip()))
     chat.type("\x03")
     chat.until("> ")
-    assert toy.cancelled.wait(2)
+    assert toy.cancelled.wait(PATIENCE)
     toy.eos_token_ids = ",".join(map(str, range(EOS, 300)))
     chat.type("And?\n")
     chat.until("> ")
     assert prompts(toy)[1].startswith("user: Tell me\nassistant:")
     assert prompts(toy)[1].endswith("\nuser: And?\nassistant:")
     chat.type("\x04")
-    assert chat.process.wait(10) == 0
+    assert chat.process.wait(PATIENCE) == 0
     assert "Tell me" in (tmp_path / "gptport" / "chat_history").read_text()
 
 
@@ -309,7 +311,7 @@ class Terminal:
     def type(self, text):
         os.write(self.master, text.encode())
 
-    def until(self, text, seconds=20):
+    def until(self, text, seconds=PATIENCE):
         """Read until the terminal shows `text`."""
         shown, end = "", time.monotonic() + seconds
         while text not in shown:

@@ -15,6 +15,7 @@ from itertools import accumulate
 
 import pytest
 
+from toy_checks import PATIENCE
 from toy_model import MAX_LENGTH, byte_fallback_tokenizer, render
 from toy_wire import read_inputs
 
@@ -274,15 +275,15 @@ def test_what_asks_for_nothing_is_taken(ask):
 
 
 def test_a_browser_that_goes_away_cancels(ask, toy):
-    toy.delay, toy.eos_token_ids = 0.05, ""
+    toy.delay, toy.eos_token_ids = 0.2, ""
     events = ask.chat.completions.create(model="toy", messages=MESSAGES, stream=True)
     next(iter(events))
     events.close()
-    assert toy.cancelled.wait(5)
+    assert toy.cancelled.wait(PATIENCE)
 
 
 def test_a_browser_that_goes_away_before_the_answer_cancels(serve, toy):
-    toy.delay, toy.eos_token_ids = 0.05, ""
+    toy.delay, toy.eos_token_ids = 0.2, ""
     host, port = serve().removeprefix("http://").split(":")
     body = json.dumps({"model": "toy", "messages": MESSAGES}).encode()
     with socket.create_connection((host, int(port))) as connection:
@@ -290,7 +291,7 @@ def test_a_browser_that_goes_away_before_the_answer_cancels(serve, toy):
         connection.sendall(head.encode() + body)
         while not toy.requests:
             time.sleep(0.01)
-    assert toy.cancelled.wait(5)
+    assert toy.cancelled.wait(PATIENCE)
 
 
 def test_a_port_that_is_taken_is_said_before_anything_else(toy, capsys):
@@ -349,4 +350,4 @@ def test_the_command(toy, tmp_path):
             assert [model.id for model in ask.models.list()] == ["toy"]
         finally:
             process.terminate()
-        assert process.wait(10) in (0, -15)
+        assert process.wait(PATIENCE) in (0, -15)

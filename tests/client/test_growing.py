@@ -9,7 +9,7 @@ import pytest
 
 import gptport_client
 from gptport_client import AsyncClient, Client, InvalidRequest, ProtocolError, _request_cache
-from toy_checks import expected
+from toy_checks import PATIENCE, expected
 from toy_model import MAX_LENGTH, next_logits
 
 PROMPT = "The quick brown 世界"
@@ -75,7 +75,7 @@ def test_a_session_outlives_its_server(client, session, toy):
         session.append([7])
     assert session.tokens == (5, 6)
     toy.server, _ = toy.serve(port)
-    client.wait_until_ready(10, loop="client")
+    client.wait_until_ready(PATIENCE, loop="client")
     assert session.resume().tolist() == expected(toy, 5, 6)
     assert session.append([7]).tolist() == expected(toy, 5, 6, 7)
     assert [step["ids"] for step in toy.steps] == [[5, 6], [6], [7]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -23,6 +22,7 @@ from gptport_client import (
     ServerNotReady,
     Timings,
 )
+from toy_checks import PATIENCE
 
 PROMPT = "The quick brown 世界"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "世界?"}]
@@ -58,7 +58,7 @@ QUESTIONS = {
     "detokenize": lambda client: client.detokenize([5, 6, 7]),
     "within a time": lambda client: client.generate(PROMPT, max_tokens=3, timeout=60),
     "metrics": lambda client: client.metrics(),
-    "ready": lambda client: client.wait_until_ready(1),
+    "ready": lambda client: client.wait_until_ready(PATIENCE),
     "models": lambda client: client.models(),
 }
 
@@ -152,7 +152,7 @@ def in_loop(toy, use):
 
 @pytest.mark.parametrize("loop", ["server", "client"])
 def test_cancelling_the_task_cancels_on_the_server(toy, loop):
-    toy.delay, toy.eos_token_ids = 0.02, ""
+    toy.delay, toy.eos_token_ids = 0.2, ""
 
     async def use(client):
         task = asyncio.create_task(client.generate(PROMPT, max_tokens=50, loop=loop))
@@ -163,12 +163,12 @@ def test_cancelling_the_task_cancels_on_the_server(toy, loop):
             await task
 
     in_loop(toy, use)
-    assert toy.cancelled.wait(2) if loop == "server" else not toy.sequences
+    assert toy.cancelled.wait(PATIENCE) if loop == "server" else not toy.sequences
 
 
 @pytest.mark.parametrize("leave", ["break", "aclose", "with"])
 def test_leaving_a_stream_cancels_on_the_server(toy, leave):
-    toy.delay, toy.eos_token_ids = 0.02, ""
+    toy.delay, toy.eos_token_ids = 0.2, ""
 
     async def use(client):
         stream = client.stream(PROMPT, max_tokens=50)
@@ -181,7 +181,7 @@ def test_leaving_a_stream_cancels_on_the_server(toy, leave):
             if leave == "aclose":
                 await stream.aclose()
             del stream
-        assert await asyncio.to_thread(toy.cancelled.wait, 2)
+        assert await asyncio.to_thread(toy.cancelled.wait, PATIENCE)
 
     in_loop(toy, use)
 
@@ -250,11 +250,9 @@ def test_waiting_until_ready(toy):
 
     async def use(client):
         asyncio.get_running_loop().call_later(0.3, lambda: setattr(toy, "ready", True))
-        await client.wait_until_ready(5)
+        await client.wait_until_ready(PATIENCE)
         toy.models.remove("toy")
-        started = time.monotonic()
-        with pytest.raises(ServerNotReady, match=r"0\.3 s.*model"):
+        with pytest.raises(ServerNotReady, match=r"0\.3 s: (the model is loading|no answer yet)"):
             await client.wait_until_ready(0.3)
-        assert time.monotonic() - started < 2
 
     in_loop(toy, use)

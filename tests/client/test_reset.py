@@ -11,6 +11,7 @@ import pytest
 
 import gptport_client
 from gptport_client import Client, Retry
+from toy_checks import PATIENCE
 
 HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
 ACKNOWLEDGED = 1
@@ -48,4 +49,4 @@ def test_a_reset_is_a_lost_connection_whatever_its_code(code):
             Client(url, model="toy", retry=Retry(0)) as client,
             pytest.raises(gptport_client.ConnectionError, match="no connection to"),
         ):
-            client.generate([5, 6, 7], timeout=20)
+            client.generate([5, 6, 7], timeout=PATIENCE)

@@ -18,7 +18,7 @@ import gptport_client
 from gptport_client import AsyncClient, Client, InvalidRequest, ModelNotFound, SequenceLost
 from gptport_client._region import new_name
 from gptport_client._releases import Releases
-from toy_checks import eventually, expected
+from toy_checks import PATIENCE, eventually, expected
 from toy_model import MAX_LENGTH
 
 PROMPT = "The quick brown 世界"
@@ -81,7 +81,7 @@ def test_a_session_resumes_on_a_server_that_was_started_again_and_computes_nothi
     toy.server.stop(0).wait()
     toy.mapped.clear()
     toy.server, _ = toy.serve(port)
-    client.wait_until_ready(10, loop="client")
+    client.wait_until_ready(PATIENCE, loop="client")
     with pytest.raises(SequenceLost, match="restarted") as caught:
         session.append([8])
     assert caught.value.confirmed == 3
@@ -125,7 +125,7 @@ def test_a_process_that_ends_without_closing_gives_all_up(toy):
         f"client = Client({toy.url!r}, model='toy'); "
         "session = client.session(transport='shared_memory'); session.append([5])"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
     assert not toy.mapped
 
 
@@ -153,7 +153,7 @@ def test_tasks_that_ended_without_closing_leave_nothing_mapped(toy, how):
         assert eventually(lambda: toy.steps)
         assert eventually(lambda: not toy.mapped)
         assert process.poll() is None or how == "ends"
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said) == (0, "")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from concurrent import futures
 
 import grpc
@@ -41,6 +40,7 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
             "chat_template.jinja": TEMPLATE,
         }
         self.delay = 0.0  # seconds before each token
+        self.released = threading.Event()  # after which there is no delay
         self.error_after: tuple[int, str] | None = None  # after so many pieces, this error_message
         self.separate_final = False  # the final flag in a response of its own
         self.no_finish_reason = False
@@ -117,7 +117,7 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
             context.abort(
                 grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.model_name}' is not found"
             )
-        time.sleep(self.delay)
+        self.released.wait(self.delay)
         self.metadata = dict(context.invocation_metadata())
         tensors = read_inputs(request)
         ids = tensors["input_ids"].ravel().tolist()
@@ -220,7 +220,7 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
             if self.error_after and count == self.error_after[0]:
                 yield failure(self.error_after[1])
                 return
-            time.sleep(self.delay)
+            self.released.wait(self.delay)
             if not context.is_active():
                 self.cancelled.set()
                 return
@@ -281,7 +281,7 @@ class ToyTriton(ToyRegions, service_pb2_grpc.GRPCInferenceServiceServicer):
 def main() -> None:
     """Serve, slowly, until killed; the port is printed."""
     toy = ToyTriton()
-    toy.delay = 0.05
+    toy.delay = 0.2
     toy.eos_token_ids = ""
     server, port = toy.serve()
     print(port, flush=True)  # noqa: T201
