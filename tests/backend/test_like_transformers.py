@@ -69,6 +69,10 @@ GREEDY = {
         {"logit_bias_ids": [70, 301, 302], "logit_bias_values": [3.0, -100.0, 2.5]},
         {"sequence_bias": [[[70], 3.0], [[301], -100.0], [[302], 2.5]]},
     ),
+    "ignore_eos": (
+        {"ignore_eos": True, "logit_bias_ids": [0], "logit_bias_values": [9.0], "repetition_penalty": 2.5},
+        {"eos_token_id": 383, "sequence_bias": [[[0], 9.0]], "repetition_penalty": 2.5},
+    ),
     "stop_token_ids": ({"stop_token_ids": ENDS}, {"eos_token_id": [0, *ENDS]}),
     "min_tokens": (
         {"stop_token_ids": ENDS, "min_tokens": 25},

@@ -115,6 +115,45 @@ def test_the_tokens_drawn_have_the_probabilities_of_transformers(logits, paramet
     assert not counts[expected == 0].any()
 
 
+def test_all_of_it_together_is_in_transformers_order(logits) -> None:
+    words = ((11,), (5, 78), (5, 81))
+    changes = [
+        theirs.SequenceBiasLogitsProcessor([[[7], 6.0], [[81], 9.0], [[3], 4.0]]),
+        theirs.RepetitionPenaltyLogitsProcessor(1.5),
+        theirs.NoBadWordsLogitsProcessor([list(word) for word in words]),
+        theirs.MinNewTokensLengthLogitsProcessor(len(PROMPT), len(OUTPUT) + 1, list(ENDS), device="cpu"),
+    ]
+    parameters = {"top_k": 60, "top_p": 0.97, "min_p": 0.01, "typical_p": 0.95}
+    filters = [FILTERS[name](value) for name, value in parameters.items()]
+    scores = by_transformers(logits, *changes, theirs.TemperatureLogitsWarper(2.0), *filters)
+    expected = torch.tensor(scores, dtype=torch.float64).softmax(-1).numpy()
+    assert 3 < (expected > 0).sum() < 60
+    asked = SamplingParameters(
+        temperature=2.0,
+        repetition_penalty=1.5,
+        logit_bias=((7, 6.0), (81, 9.0), (3, 4.0)),
+        min_tokens=len(OUTPUT) + 1,
+        **parameters,
+    )
+    sampler = Sampler(asked, PROMPT, Forbidden(ends=ENDS, words=words))
+    for token in OUTPUT:
+        sampler.append(token)
+    changed = logits.copy()
+    sampler.adjust(changed)
+    sampler._random = Grid()
+    counts = np.bincount([sampler.draw(changed) for _ in range(DRAWS)], minlength=VOCABULARY)
+    np.testing.assert_allclose(counts / DRAWS, expected, atol=1.01 / DRAWS)
+
+
+def test_presence_and_frequency_penalty_are_those_of_openais_formula(logits) -> None:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, where c[j] is how often j was sampled before."""
+    counts = np.bincount(OUTPUT, minlength=VOCABULARY)
+    for presence, frequency in ((0.5, 0.0), (0.0, 1.25), (-2.0, 0.75), (1.5, -2.0)):
+        expected = logits - counts * frequency - (counts > 0) * presence
+        changed = adjusted(logits, presence_penalty=presence, frequency_penalty=frequency)
+        np.testing.assert_allclose(changed, expected, atol=1e-6)
+
+
 class Grid:
     """Numbers from 0 to 1 at equal distances."""
 

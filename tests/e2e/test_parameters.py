@@ -7,6 +7,7 @@ import urllib.request
 
 import jsonschema
 import pytest
+from transformers import AutoTokenizer
 
 from gptport_client import Client, InvalidRequest
 from in_torch import PROMPTS
@@ -91,3 +92,42 @@ def test_a_conversation_on_the_server(server, asked):
     body = json.dumps({"messages": json.dumps(messages), "max_tokens": 12}).encode()
     with urllib.request.urlopen(f"{server.address.http_url}/v2/models/smollm2/generate", body) as answer:
         assert json.load(answer)["text_output"] == expected.text
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Zürich"}}}
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a colour.", "name": None},
+]
+
+
+@pytest.mark.parametrize(
+    ("messages", "options"),
+    [
+        (TALK, {"tools": [TOOL]}),
+        ([*TALK, {"role": "assistant", "content": "A nice one is"}], {"continue_final_message": True}),
+        (
+            [
+                *TALK,
+                {"role": "assistant", "content": "Red.", "reasoning": "?", "tool_calls": [CALL]},
+                TALK[1],
+            ],
+            {},
+        ),
+    ],
+    ids=["tools", "to be continued", "calls"],
+)
+def test_a_conversation_is_that_of_transformers(server, asked, checkpoints, messages, options):
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints["smollm2"])
+    given = {"add_generation_prompt": "continue_final_message" not in options, **options}
+    ids = tokenizer.apply_chat_template(messages, return_dict=False, **given)
+    expected = asked.generate(ids, max_tokens=12)
+    body = {"messages": json.dumps(messages), "chat_template_kwargs": json.dumps(options), "max_tokens": 12}
+    url = f"{server.address.http_url}/v2/models/smollm2/generate"
+    with urllib.request.urlopen(url, json.dumps(body).encode()) as answer:
+        found = json.load(answer)
+    assert (found["output_ids"], found["num_input_tokens"]) == (list(expected.token_ids), len(ids))
