@@ -32,7 +32,8 @@ class Logprobs:
         ArithmeticError if the logits are no numbers.
         """
         largest = float(logits.max())
-        total = largest + float(np.log(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
+        weights = logits - np.float32(largest)
+        total = largest + float(np.log(np.exp(weights, out=weights).sum(dtype=np.float64)))
         if not np.isfinite(total):
             raise ArithmeticError("the model computed logits that are not finite numbers")
         ids = likeliest(logits, top)

@@ -10,28 +10,31 @@ from numpy.typing import NDArray
 
 TokenArray: TypeAlias = NDArray[np.int64]
 
-NEAR = 6.0  # below the largest logit, where the likeliest are looked for first
+NEAR = 6.0  # below the largest logit, where a token is looked for first
 FEW = 1024  # tokens, of which all are near
 MOST_NEAR = 4096  # tokens; more are not worth being sorted
 BUCKETS_PER_UNIT = 16
 BUCKETS = 32 * BUCKETS_PER_UNIT
+COLUMNS = 512
 
 
 def likeliest(values: NDArray[np.floating[Any]], count: int) -> TokenArray:
     """The ids of the `count` largest values, largest first, the lower id first among equals."""
     if not count:
         return np.empty(0, np.int64)
-    largest = values.max()
-    for below in (NEAR, 2 * NEAR):
-        candidates = np.flatnonzero(values >= largest - below)
-        if candidates.size >= count:
-            break
-    else:
-        candidates = np.arange(values.size)
+    candidates = np.flatnonzero(values >= _not_above(values, count))
     if candidates.size > count:
         least = np.partition(values[candidates], -count)[-count]
         candidates = candidates[values[candidates] >= least]
     return in_order(values, candidates)[:count]
+
+
+def _not_above(values: NDArray[np.floating[Any]], count: int) -> Any:
+    """What at least `count` values are not below: of as many columns, if the values stand in rows, the largest is not."""
+    rows = values.size // COLUMNS
+    if count > COLUMNS or rows < 2:
+        return -np.inf
+    return np.partition(values[: rows * COLUMNS].reshape(rows, COLUMNS).max(axis=0), -count)[-count]
 
 
 def in_order(values: NDArray[np.floating[Any]], ids: TokenArray) -> TokenArray:
@@ -49,9 +52,9 @@ class Ranking:
         self._scaled = scaled
         with np.errstate(over="ignore"):  # of what is so unlikely that its probability is 0 anyway
             below = scaled - scaled.max()
-        self._weights = np.exp(below)
-        self._total = float(self._weights.sum())
         near = np.flatnonzero(below >= -NEAR) if scaled.size > FEW else np.arange(scaled.size)
+        self._weights = np.exp(below, out=below)
+        self._total = float(self._weights.sum())
         self._near = in_order(scaled, near) if near.size <= MOST_NEAR else near[:0]
         self._cumulative = self._weights[self._near].cumsum(dtype=np.float64) / self._total
 

@@ -71,7 +71,7 @@ class Sampler:
     def adjust(self, logits: Logits) -> None:
         """Change `logits [vocab]` in place as the request asks for."""
         if self._parameters.logprobs is not None:
-            self._raw = logits.copy()
+            self._raw = logits.copy() if self._steps or self._constraint is not None else logits
         for step in self._steps:
             step().apply(logits)
         if self._constraint is not None:
@@ -80,8 +80,9 @@ class Sampler:
     def draw(self, logits: Logits) -> int:
         """One token id from `logits [vocab]`, adjusted."""
         u = float(self._random.random())
+        temperature = np.float32(self._parameters.temperature)
         with np.errstate(over="ignore"):
-            scaled = logits / np.float32(self._parameters.temperature)
+            scaled = logits if temperature == 1 else logits / temperature
         if not np.isfinite(scaled.max()):  # a temperature so small that the quotient overflows is greedy
             return int(logits.argmax())
         return _draw(scaled, self._parameters, u)

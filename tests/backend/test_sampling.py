@@ -101,6 +101,14 @@ def test_the_lower_id_is_first_among_equals(values: list[int], count: int) -> No
     assert likeliest(scaled, count).tolist() == everything[:count].tolist()
 
 
+@given(st.integers(0, 1000), st.sampled_from([1023, 1024, 1025, 3000]), st.integers(1, 700))
+def test_the_likeliest_of_many_are_those_of_a_sort(seed: int, size: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    scaled = random.integers(0, random.choice([2, 50, 10_000]), size).astype(np.float32)
+    scaled[random.random(size) < random.choice([0.0, 0.9])] = -np.inf
+    assert likeliest(scaled, count).tolist() == np.argsort(-scaled, kind="stable")[:count].tolist()
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_must_not_come_is_never_drawn() -> None:
     logits = np.array([-np.inf, 1, -3e38, -np.inf, 2], np.float32)
