@@ -19,6 +19,7 @@ GENERATION = "generation_config.json"
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
+_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _NAMES = ("tokenizer.json", _CONFIG, _TEMPLATE, GENERATION)
 _SENTENCEPIECE = b"\n"  # how the file of such a model begins; one of tiktoken's is text
 _READER = "sentencepiece==0.2.1"  # a later one needs protobuf 7
@@ -34,7 +35,9 @@ def read(location: Location, *, trust_remote_code: bool) -> dict[str, bytes]:
     files = _files(directory)
     if "tokenizer.json" not in files:
         files = {**_converted(location, trust_remote_code=trust_remote_code), **files}
-    elif not named_tokens.is_whole(directory, _tokenizer(directory, files["tokenizer.json"])):
+    elif not named_tokens.is_whole(
+        directory, _tokenizer(directory, files["tokenizer.json"])
+    ) or _asks_for_defaults(files):
         files = {**files, **_converted(location, trust_remote_code=trust_remote_code)}
     if not _tokenizer(directory, files["tokenizer.json"]).get_vocab_size(with_added_tokens=False):
         raise _none(directory)
@@ -53,6 +56,13 @@ def _files(directory: Path) -> dict[str, bytes]:
     config["chat_template"] = [{"name": name, "template": template} for name, template in templates.items()]
     files.pop(_TEMPLATE, None)
     return {**files, _CONFIG: json.dumps(config, ensure_ascii=False, indent=2).encode()}
+
+
+def _asks_for_defaults(files: dict[str, bytes]) -> bool:
+    """Whether a chat template reads a special token that tokenizer_config.json leaves to the tokenizer's class."""
+    config = json.loads(files.get(_CONFIG, b"{}"))
+    templates = f"{files.get(_TEMPLATE, b'').decode()}{config.get('chat_template')}"
+    return any(role in templates and role not in config for role in _ROLES)
 
 
 def _text(template: Path) -> str:

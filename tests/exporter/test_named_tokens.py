@@ -79,6 +79,25 @@ def test_a_role_that_two_files_have_is_the_one_that_transformers_takes(
     assert Chat(tmp_path).prompt(json.dumps(messages), None) == expected
 
 
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("entries", [{}, {"eos_token": "a"}, {"bos_token": None}], ids=str)
+def test_a_token_that_the_class_of_the_tokenizer_names_is_in_a_conversation(
+    gpt2, copy, tmp_path, kind, entries
+):
+    folder = copy(gpt2)
+    template = "{{ bos_token }}|{{ messages[0].content }}|{{ eos_token }}"
+    config = {"tokenizer_class": kind, "chat_template": template, **entries}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    for name, content in open_checkpoint(str(folder)).tokenizer_files().items():
+        (tmp_path / name).write_bytes(content)
+    messages = [{"role": "user", "content": "hello"}]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert Chat(tmp_path).prompt(json.dumps(messages), None) == expected
+    exported = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert exported.encode(TEXT).ids == tokenizer(TEXT).input_ids
+
+
 def test_what_tokenizer_json_has_is_taken_as_it_is(gpt2, copy):
     folder = copy(gpt2)
     named(folder, "special_tokens_map.json", bos_token="<|endoftext|>")
