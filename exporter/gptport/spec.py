@@ -110,9 +110,14 @@ def _of_decoder(config: PretrainedConfig, name: str) -> str:
 
 
 def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    """A copy of a configuration for that many decoder layers."""
+    """A copy of a configuration for that many decoder layers. UnsupportedModel if their number is none of one stack."""
     copied = copy.deepcopy(config)
-    setattr(copied, _of_decoder(config, "num_hidden_layers"), layers)
+    try:
+        setattr(copied, _of_decoder(config, "num_hidden_layers"), layers)
+    except NotImplementedError as error:
+        raise UnsupportedModel(
+            f"{config.model_type} is no single stack of decoder layers, whose number can be set"
+        ) from error
     return copied
 
 

@@ -101,7 +101,8 @@ def _named(config: PretrainedConfig, spec: ModelSpec) -> Iterator[None]:
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
         raise UnsupportedModel(
-            f"the architecture {spec.model_type!r} cannot be traced: {type(error).__name__}: {error}"
+            f"{spec.model_type} does not run on token ids, positions, keys and values alone, as a GPT does "
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
