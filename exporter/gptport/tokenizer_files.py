@@ -22,7 +22,6 @@ _MORE_TEMPLATES = "additional_chat_templates"
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _NAMES = ("tokenizer.json", _CONFIG, _TEMPLATE, GENERATION)
 _SENTENCEPIECE = b"\n"  # how the file of such a model begins; one of tiktoken's is text
-_READER = "sentencepiece==0.2.1"  # a later one needs protobuf 7
 
 
 def read(location: Location, *, trust_remote_code: bool) -> dict[str, bytes]:
@@ -95,8 +94,8 @@ def _conversion_error(directory: Path, error: Exception) -> CheckpointError:
         for model in directory.glob("*.model"):
             if model.read_bytes().startswith(_SENTENCEPIECE):
                 return CheckpointError(
-                    f"{directory} has no tokenizer.json, and for {model.name} transformers needs {_READER}: "
-                    f"pip install {_READER}, or put a tokenizer.json there"
+                    f"{directory} has no tokenizer.json, and sentencepiece, which reads {model.name}, is not installed: "
+                    "pip install 'gptport[export]', or put a tokenizer.json there"
                 )
     return CheckpointError(f"{directory} has no tokenizer: {text}; put its tokenizer.json there")
 

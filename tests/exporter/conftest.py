@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from gptport import cli
 from gptport import manifest as manifests
 from gptport.checkpoint import open_checkpoint
 from gptport.console import Steps
@@ -253,6 +254,23 @@ def change_config() -> Callable[..., None]:
 def copy(tmp_path: Path) -> Callable[[Path], Path]:
     """A checkpoint's copy, which a test may change."""
     return lambda checkpoint: shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Export through the command; its one line of complaint."""
+
+    def run(source: Path, *options: str, code: int = 1) -> str:
+        repository = tmp_path / "repository"
+        found = cli.main(["export", str(source), "--repository", str(repository), "--name", "any", *options])
+        out, err = capsys.readouterr()
+        (line,) = [line for line in err.splitlines() if line.startswith("gptport: ")]
+        assert (found, out) == (code, "")
+        assert "Traceback" not in err
+        assert not repository.exists() or not any(repository.iterdir())
+        return line
+
+    return run
 
 
 @pytest.fixture

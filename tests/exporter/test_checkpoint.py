@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,30 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 from gptport import cli
 from gptport.checkpoint import open_checkpoint
 from gptport.errors import CheckpointError
-from gptport.versions import versions
-
-
-@pytest.fixture
-def refused(tmp_path, capsys):
-    """Export through the command; its one line of complaint."""
-
-    def export(source, *options, code=1):
-        repository = tmp_path / "repository"
-        found = cli.main(["export", str(source), "--repository", str(repository), "--name", "any", *options])
-        out, err = capsys.readouterr()
-        (line,) = [line for line in err.splitlines() if line.startswith("gptport: ")]
-        assert (found, out) == (code, "")
-        assert "Traceback" not in err
-        assert not repository.exists() or not any(repository.iterdir())
-        return line
-
-    return export
-
-
-def pickled(folder):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    return folder
 
 
 def test_a_folder_without_weights(refused, tmp_path):
@@ -144,32 +118,6 @@ def test_weights_that_are_not_numbers(refused, gpt2, copy):
     assert "the checkpoint itself gives logits that are not numbers" in refused(folder)
 
 
-def test_a_missing_shard_of_a_pickle(refused, gpt2, copy):
-    folder = pickled(copy(gpt2))
-    shard = "pytorch_model-00002-of-00002.bin"
-    (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
-    assert f"lacks 1 of 1 shards, the first is {shard}" in refused(folder, "--allow-pickle")
-
-
-@pytest.mark.parametrize("content", [[1], {"state_dict": {}}, {"epoch": 3}])
-def test_a_pickle_of_something_else(refused, gpt2, copy, content):
-    folder = copy(gpt2)
-    (folder / "model.safetensors").unlink()
-    torch.save(content, folder / "pytorch_model.bin")
-    assert "is not a dictionary of tensors by name" in refused(folder, "--allow-pickle")
-
-
-def test_a_pickle_of_an_old_torch(gpt2, copy):
-    folder = copy(gpt2)
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    name = "transformer.wte.weight"
-    found = open_checkpoint(str(folder), allow_pickle=True).tensor(name)
-    assert torch.equal(found, tensors[name])
-
-
 def test_a_safetensors_file_of_another_name(gpt2, copy, tmp_path):
     folder = copy(gpt2)
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
@@ -210,36 +158,6 @@ def test_two_gguf_files(refused, tmp_path):
     assert "has 2 GGUF files; keep the one to export" in refused(tmp_path)
 
 
-def test_no_tokenizer(refused, gpt2, copy):
-    folder = copy(gpt2)
-    for path in folder.glob("tokenizer*"):
-        path.unlink()
-    assert refused(folder) == f"gptport: {folder} has no tokenizer; put its tokenizer.json there"
-
-
-def test_a_tokenizer_of_sentencepiece_alone(refused, gpt2, copy):
-    folder = copy(gpt2)
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
-    wanted = (
-        "has no tokenizer.json, and for tokenizer.model transformers needs sentencepiece==0.2.1: pip install"
-    )
-    assert wanted in refused(folder)
-
-
-def test_a_damaged_tokenizer(refused, gpt2, copy):
-    folder = copy(gpt2)
-    (folder / "tokenizer.json").write_text("{}")
-    assert "tokenizer" in refused(folder)
-
-
-def test_a_chat_template_that_is_no_text(refused, gpt2, copy):
-    folder = copy(gpt2)
-    (folder / "chat_template.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
-    assert "chat_template.jinja is no UTF-8: " in refused(folder)
-
-
 def test_a_pointer_of_git_lfs_in_place_of_the_weights(refused, gpt2, copy):
     folder = copy(gpt2)
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548105171\n"
@@ -253,48 +171,6 @@ def test_a_pointer_of_git_lfs_in_place_of_the_weights(refused, gpt2, copy):
 def test_adapters_in_bfloat16(refused, gpt2, options):
     line = refused(gpt2, "--lora", *options, code=2)
     assert "--lora does not go with bfloat16" in line
-
-
-def test_pickled_weights_are_not_read(refused, gpt2, copy):
-    assert "pytorch_model.bin" in (line := refused(pickled(copy(gpt2))))
-    assert "pass --allow-pickle if you trust its author" in line
-
-
-def test_pickled_weights_are_read_where_that_is_asked_for(gpt2, copy, tmp_path, capsys):
-    repository = tmp_path / "repository"
-    command = [
-        "export",
-        str(pickled(copy(gpt2))),
-        "--allow-pickle",
-        "--repository",
-        str(repository),
-        "--name=any",
-    ]
-    assert cli.main(command) == 0, capsys.readouterr().err
-    assert versions(repository / "any") == [1]
-
-
-def test_a_pickle_that_runs_code_is_not_run_even_then(refused, gpt2, copy, tmp_path):
-    class Malice:
-        def __reduce__(self):
-            return (exec, (f"open({str(tmp_path / 'owned')!r}, 'w')",))
-
-    folder = pickled(copy(gpt2))
-    torch.save({"transformer.wte.weight": Malice()}, folder / "pytorch_model.bin")
-    assert "pytorch_model.bin" in refused(folder, "--allow-pickle")
-    assert not (tmp_path / "owned").exists()
-
-
-def test_code_in_a_checkpoint_is_not_run(refused, gpt2, copy, change_config, tmp_path):
-    folder = copy(gpt2)
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
-    change_config(
-        folder,
-        model_type="mine",
-        auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
-    )
-    assert "pass --trust-remote-code if you trust its author" in refused(folder)
-    assert not (tmp_path / "owned").exists()
 
 
 def test_names_with_and_without_the_base_models_prefix_are_found(llama):
@@ -321,47 +197,3 @@ def test_a_checkpoint_is_known_by_its_content(gpt2, copy):
     content[-1] ^= 1
     content.tofile(folder / "model.safetensors")
     assert open_checkpoint(str(folder)).sha256.result() != before
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["exprot"],
-        ["export"],
-        ["export", "somewhere", "--max-length", "many"],
-        ["export", "somewhere", "--precision", "fp8"],
-        ["export", "somewhere", "--name", "a/b"],
-        ["sample", "gpt5"],
-        ["inspect"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_usage_exits_with_2(arguments, capsys):
-    try:
-        code = cli.main(arguments)
-    except SystemExit as exit_:  # as argparse does
-        code = exit_.code
-    assert code == 2
-    assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_traceback_is_shown_with_debug_only(gpt2, capsys):
-    arguments = ["export", str(gpt2 / "config.json")]
-    assert cli.main(arguments) == 1
-    assert "Traceback" not in capsys.readouterr().err
-    assert cli.main([*arguments, "--debug"]) == 1
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_the_installed_command_says_it_too(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "gptport", "export", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith(f"gptport: {tmp_path} is not a checkpoint")
-    assert result.stderr.count("\n") == 1
