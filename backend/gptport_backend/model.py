@@ -19,7 +19,7 @@ from gptport_backend.generation import Vocabulary
 from gptport_backend.metrics import TritonPublisher
 from gptport_backend.orphan import end_with_parent
 from gptport_backend.outbox import Outbox
-from gptport_backend.parameters import PARAMETERS, complete
+from gptport_backend.parameters import PARAMETERS
 from gptport_backend.request import parse, unknown_input
 from gptport_backend.runner import Runner, RunnerOptions
 from gptport_backend.sequence import Piece
@@ -44,7 +44,7 @@ class TritonPythonModel:
     def auto_complete_config(config: Any) -> Any:
         """Tell Triton what the model takes and gives: what this backend knows, whenever the model was exported."""
         model_config.check_batching(config.as_dict())
-        complete(config)
+        model_config.complete(config)
         return config
 
     def initialize(self, args: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What config.pbtxt asks of the backend, in the model configuration that Triton hands over."""
+"""Triton's configuration of a model: what the backend adds to it, and what it asks of the backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import sys
 from typing import Any
 
 from gptport_backend.errors import LoadError
+from gptport_backend.outputs import OUTPUTS, Output
+from gptport_backend.parameters import PARAMETERS, Parameter
 from gptport_backend.runner import SAMPLERS
+
+
+def complete(config: Any) -> None:
+    """Add all inputs and outputs to Triton's configuration of a model, an object of its `auto_complete_config`."""
+    for parameter in PARAMETERS:
+        config.add_input({**_tensor(parameter), "dims": parameter.dims, "optional": True})
+    for output in OUTPUTS:
+        config.add_output({**_tensor(output), "dims": list(output.dims)})
 
 
 def check_batching(config: dict[str, Any]) -> None:
@@ -50,3 +60,8 @@ def sampler(config: dict[str, Any]) -> str | None:
             f"the parameter sampler in config.pbtxt is {place!r}; it must be {' or '.join(SAMPLERS)}"
         )
     return None if place is None else str(place)
+
+
+def _tensor(described: Parameter | Output) -> dict[str, Any]:
+    dtype = "STRING" if described.dtype == "BYTES" else described.dtype
+    return {"name": described.name, "data_type": f"TYPE_{dtype}"}

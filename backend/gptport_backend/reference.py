@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptport_backend.metrics import BOUNDS, METRICS
-from gptport_backend.parameters import OUTPUTS, PARAMETERS, Parameter
+from gptport_backend.outputs import OUTPUTS
+from gptport_backend.parameters import PARAMETERS, Parameter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

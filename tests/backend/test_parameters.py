@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gptport_backend.parameters import OUTPUTS, PARAMETERS, complete
+from gptport_backend.model_config import complete
+from gptport_backend.outputs import OUTPUTS
+from gptport_backend.parameters import PARAMETERS
 from gptport_backend.reference import generation_page, metrics_page
 
 DOCS = Path(__file__).parents[2] / "docs"
