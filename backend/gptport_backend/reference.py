@@ -30,6 +30,7 @@ METRICS_HEAD = """\
 Written by `make reference` from `backend/gptport_backend/metrics.py`. All of it is on Triton's own metrics endpoint (port 8002),
 each with the label `model`, and one more where the table names it; `docker/grafana/dashboards/gptport.json` shows it.
 A request that is refused when it arrives is in none of these counts. While it works, the engine shows them twice a second.
+Instances of one model add to the same counters; a gauge shows what one of them wrote last.
 
 What runs and waits is counted in sequences: a request has one, with `n` one for each answer, and with `beam_width` one for
 each beam that runs.
