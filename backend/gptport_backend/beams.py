@@ -66,16 +66,15 @@ class Beam(Generation):
 class BeamSearch(Generation):
     """One search, which the scheduler admits and puts back as a whole; it is a beam itself, the first one.
 
-    The step of transformers' beam search: of all continuations of the live hypotheses, the likeliest 2 × `beam_width` are
-    looked at; those that end the text among the first `beam_width` of them are done, the best `beam_width` of the others live
-    on. It stops when as many are done as there are beams, and no live one has a better value than the worst of them.
+    The step of transformers' beam search: those that end the text among the likeliest `beam_width` of all continuations of the
+    live hypotheses are done, the likeliest `beam_width` of the others live on. It stops when as many are done as there are
+    beams, and no live one has a better value than the worst of them.
 
     Put back, it begins anew: it finds the same again, and its prompt is mostly in the prefix cache.
 
     Attributes:
         beams: those of the live hypotheses, the likeliest first.
         copies: what the last step asks for, in any order: no source is a target.
-        dropped: beams that the last step left without a hypothesis.
     """
 
     def __init__(
@@ -92,7 +91,6 @@ class BeamSearch(Generation):
         self.search = self
         self.beams: list[Generation] = [self]
         self.copies: list[Copy] = []
-        self.dropped: list[Generation] = []
         self._request = request
         self._vocabulary = vocabulary
         self._live = [Hypothesis()]
@@ -140,15 +138,17 @@ class BeamSearch(Generation):
         return max(now, self._before, key=lambda found: max((len(each.tokens) for each in found), default=0))
 
     def _continuations(self, logits: NDArray[np.float32]) -> list[Hypothesis]:
-        """The 2 × `beam_width` likeliest of all hypotheses that are one token longer."""
-        count = 2 * self._request.beam_width
+        """Of the hypotheses that are one token longer those that may be done or live on, the likeliest first."""
+        width = self._request.beam_width
         found = []
         for parent, (hypothesis, row) in enumerate(zip(self._live, logits, strict=True)):
             logprobs = _log_softmax(row)
-            for token in likeliest(row, count).tolist():
+            ranked = likeliest(row, width + len(self.end_tokens)).tolist()
+            others = [token for token in ranked[width:] if token not in self.end_tokens]
+            for token in ranked[:width] + others[:width]:
                 total = hypothesis.logprob + float(logprobs[token])
                 found.append(Hypothesis((*hypothesis.tokens, token), total, token in self.end_tokens, parent))
-        return sorted(found, key=lambda each: -each.logprob)[:count]
+        return sorted(found, key=lambda each: -each.logprob)
 
     def _best(self, hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
         penalty = self._request.length_penalty
@@ -160,22 +160,20 @@ class BeamSearch(Generation):
         return full and self._live[0].value(penalty) <= self._done[-1].value(penalty)
 
     def _place(self) -> None:
-        """Give each live hypothesis a beam: its parent's to the first of a parent, to the others a free one, or a new one."""
+        """Give each live hypothesis a beam: its parent's to the first of a parent, to the others a free one, or a new one.
+
+        None stays free: never are fewer hypotheses alive than before.
+        """
         free = dict(enumerate(self.beams))
         placed = [free.pop(each.parent, None) for each in self._live]
-        spare = sorted(free.values(), key=lambda beam: beam is not self)
+        spare = list(free.values())
         self.copies = []
         for place, hypothesis in enumerate(self._live):
             if placed[place] is None:
-                target = spare.pop(0) if spare else self._new_beam()
+                target = spare.pop() if spare else self._new_beam()
                 self.copies.append(Copy(self.beams[hypothesis.parent], target))
                 placed[place] = target
-        if self in spare:  # it is never dropped: it takes the place of another
-            first = placed[0]
-            assert first is not None
-            self.copies.append(Copy(first, self))
-            spare[spare.index(self)], placed[0] = first, self
-        self.dropped = spare
+        assert not spare
         self.beams = [beam for beam in placed if beam is not None]
         for beam, hypothesis in zip(self.beams, self._live, strict=True):
             beam.output = list(hypothesis.tokens)

@@ -94,8 +94,6 @@ class Rows:
                     self._cache.move(move, running[move.target].computed)
             move = Move(running.index(copy.source), running.index(copy.target))
             self._cache.move(move, search.computed)
-        for beam in search.dropped:
-            self._close_gap(self._scheduler.remove(beam))
 
     def _drop_beams(self, generation: Generation) -> None:
         for beam in generation.search.others if generation.search else ():

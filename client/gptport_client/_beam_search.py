@@ -83,9 +83,9 @@ class Beam:
 class BeamSearch:
     """One search. Its sequences are ended on the server however this ends.
 
-    The step of transformers' beam search: of all continuations of the live hypotheses, the likeliest 2 × beams are looked
-    at; those that end the text among the first `beams` of them are done, the best `beams` of the others live on.
-    It stops when as many are done as there are beams, and no live one has a better value than the worst of them.
+    The step of transformers' beam search: those that end the text among the likeliest `beams` of all continuations of the
+    live hypotheses are done, the likeliest `beams` of the others live on. It stops when as many are done as there are
+    beams, and no live one has a better value than the worst of them.
     """
 
     def __init__(
@@ -127,17 +127,19 @@ class BeamSearch:
         return tuple(done or self._best(live))
 
     def _continuations(self, live: Sequence[Hypothesis]) -> Flow[list[Hypothesis]]:
-        """The 2 × beams likeliest of all hypotheses that are one token longer."""
-        count = 2 * self._options.beams
+        """Of the hypotheses that are one token longer those that may be done or live on, the likeliest first."""
+        beams, ends = self._options.beams, self._model.eos_token_ids
         found: list[Hypothesis] = []
         for hypothesis, sequence in self._assigned(live):
             logits = yield from self._logits(hypothesis, sequence)
             logprobs = log_softmax(logits)
-            for token in likeliest(logits, count).tolist():
+            ranked = likeliest(logits, beams + len(ends)).tolist()
+            others = [token for token in ranked[beams:] if token not in ends]
+            for token in ranked[:beams] + others[:beams]:
                 ids = (*hypothesis.token_ids, token)
                 total = hypothesis.logprob + float(logprobs[token])
-                found.append(Hypothesis(ids, total, token in self._model.eos_token_ids))
-        return sorted(found, key=lambda each: -each.logprob)[:count]
+                found.append(Hypothesis(ids, total, token in ends))
+        return sorted(found, key=lambda each: -each.logprob)
 
     def _assigned(self, live: Sequence[Hypothesis]) -> list[tuple[Hypothesis, StepSequence]]:
         """Each hypothesis with the free sequence that shares most with it: mostly, no token is computed twice."""

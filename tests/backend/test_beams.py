@@ -92,7 +92,7 @@ def test_it_finds_what_the_clients_loop_finds(serve, by_hand, beams, length_pena
     assert (tally.requests.total(), tally.answers.total()) == (1, beams)
 
 
-def test_where_almost_all_tokens_end_the_text_rows_are_dropped(serve, by_hand) -> None:
+def test_where_almost_all_tokens_end_the_text_as_many_live_on(serve, by_hand) -> None:
     served = serve(max_batch_size=8)
     ends = [token for token in range(256) if token % 8]
     asked = {"beam_width": 6, "n": 6, "length_penalty": 4.0, "stop_token_ids": ends, "max_tokens": 30}

@@ -17,6 +17,7 @@ from gptport_backend.engine import EngineOptions
 PROMPTS = ["The quick brown fox", "a", "Grüße, 世界 🙂", "one two one two one two"]
 NEW = 40
 ENDS = list(range(3, 384, 17))
+MOST = [token for token in range(1, 384) if token % 4]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_prompt_logprobs(served, theirs, prompt):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:2])
-@pytest.mark.parametrize("ends", [[], ENDS], ids=["to the limit", "ending"])
+@pytest.mark.parametrize("ends", [[], ENDS, MOST], ids=["to the limit", "ending", "ending mostly"])
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.5])
 @pytest.mark.parametrize("beams", [2, 5])
 def test_beam_search(served, theirs, beams, length_penalty, ends, prompt):

@@ -26,15 +26,14 @@ def by_hand(toy, beams, length, length_penalty):
             logprobs = logits - np.log(np.exp(logits).sum())
             everything += [((*ids, token), total + logprobs[token]) for token in range(toy.vocab_size)]
         everything.sort(key=lambda candidate: -candidate[1])
-        best = everything[: 2 * beams]
-        done = sorted(done + [each for each in best[:beams] if each[0][-1] in eos], key=value)[:beams]
-        live = [each for each in best if each[0][-1] not in eos][:beams]
+        done = sorted(done + [each for each in everything[:beams] if each[0][-1] in eos], key=value)[:beams]
+        live = [each for each in everything if each[0][-1] not in eos][:beams]
         if len(done) == beams and value(done[-1]) <= value(live[0]):
             return done
     return sorted(done + live, key=value)[:beams]
 
 
-@pytest.mark.parametrize("eos", ["", ",".join(map(str, range(0, 300, 7)))])
+@pytest.mark.parametrize("eos", ["", ",".join(map(str, range(0, 300, 7))), ",".join(map(str, range(290)))])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("beams", [1, 3, 8])
 def test_the_best_are_those_found_by_hand(client, toy, beams, length_penalty, eos):
