@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -21,6 +20,7 @@ from . import triton_install
 from .errors import ServerError
 from .model_processes import ModelProcesses
 from .regions import Regions, remove_leftovers
+from .server_log import last_error
 from .triton_options import ServerOptions, command_line
 
 if TYPE_CHECKING:
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
     from .address import Address
 
-KILL_SECONDS = 10.0
+KILL_SECONDS = 3.0  # after the drain; where requests are left, Triton 24.10 crashes at its end, and does not always come to it
 LOOK_SECONDS = 1.0  # between two looks at the processes of the models
-
-_ERROR = re.compile(r"E\d{4} |error: |.*: (unrecognized )?option '")
 
 # Runs in the new process: have the kernel end tritonserver when gptport dies, even by SIGKILL.
 _LAUNCH = """
@@ -123,7 +121,12 @@ class Server:
         for model in self.models:
             state, reason = states.get(model, ("UNAVAILABLE", "tritonserver does not know it"))
             if state != "READY":
-                raise ServerError(f"{model} cannot be loaded: {_first_line(reason)}{self.see_log()}")
+                why = (
+                    _first_line(reason)
+                    or last_error(self.log, f"'{model}'")
+                    or "tritonserver gives no reason"
+                )
+                raise ServerError(f"{model} cannot be loaded: {why}{self.see_log()}")
         self._processes.lost()  # learns whose they are, while all are there
 
     def stop(self) -> None:
@@ -149,9 +152,8 @@ class Server:
         """The last error in the log and the exit code, for a message."""
         code = self._process.poll() or 0
         ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-        lines = self.log.read_text(errors="replace").splitlines() if self.log is not None else []
-        errors = [line for line in lines if _ERROR.match(line)]
-        return f"{errors[-1].partition('] ')[2] or errors[-1]} ({ending})" if errors else ending
+        error = last_error(self.log)
+        return f"{error} ({ending})" if error else ending
 
     def see_log(self) -> str:
         """Where the log is, as the end of a message."""
@@ -213,4 +215,4 @@ class Server:
 def _first_line(reason: str) -> str:
     """What went wrong, of a reason that may go on with a Python traceback."""
     text = reason.split("\n\nAt:")[0].split("\n  At:")[0].strip()
-    return " ".join(text.removeprefix("Internal: ").split()) or "tritonserver gives no reason"
+    return " ".join(text.removeprefix("Internal: ").split())

@@ -121,7 +121,7 @@ def test_triton_has_time_and_memory(everything):
         assert service["ulimits"] == {"memlock": -1, "nofile": 65536, "stack": 67108864}
         assert (
             service["stop_grace_period"] == "45s"
-        )  # --drain=30 in the Dockerfile, and 10 s until it is killed
+        )  # --drain=30 in the Dockerfile, and 3 s until it is killed
 
 
 @pytest.mark.parametrize("service", sorted(FOREIGN))

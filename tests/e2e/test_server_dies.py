@@ -13,6 +13,7 @@ import pytest
 import gptport_client
 from gptport.server import running
 from gptport_client import Client
+from serve_command import gone
 
 SECONDS = 8
 
@@ -68,3 +69,19 @@ def test_the_command_notices_it_and_ends_so_that_nobody_waits(command, repositor
     assert "the process of smollm2 has ended by itself: signal 9" in said
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{server.address.http_url}/v2/health/ready", timeout=5)
+
+
+def test_a_stream_that_takes_longer_than_the_drain_ends_soon_after_it(command, repository):
+    server = command(repository, "--model=smollm2", "--drain=1")
+    processes = server.wait_until_ready()
+    with Client(server.address.grpc_url, model="smollm2") as client:
+        stream = client.stream("Once upon a time", max_tokens=1500)
+        next(stream)
+        server.process.terminate()
+        asked = time.monotonic()
+        with pytest.raises(gptport_client.ConnectionError):
+            list(stream)
+        assert time.monotonic() - asked < SECONDS
+    assert server.end()[0] == 0
+    assert gone(processes, seconds=0)
+    assert server.leftovers() == []
