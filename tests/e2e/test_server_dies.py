@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 import urllib.request
@@ -66,7 +67,10 @@ def test_the_command_notices_it_and_ends_so_that_nobody_waits(command, repositor
             list(stream)
     code, said = server.end()
     assert code == 1
-    assert "the process of smollm2 has ended by itself: signal 9" in said
+    # Triton may crash because of it before the command looks.
+    assert re.search(
+        r"the process of smollm2 has ended by itself: signal 9|tritonserver has ended by itself", said
+    )
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{server.address.http_url}/v2/health/ready", timeout=5)
 
@@ -83,5 +87,5 @@ def test_a_stream_that_takes_longer_than_the_drain_ends_soon_after_it(command, r
             list(stream)
         assert time.monotonic() - asked < SECONDS
     assert server.end()[0] == 0
-    assert gone(processes, seconds=0)
-    assert server.leftovers() == []
+    assert gone(processes)
+    assert not server.regions()
