@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from gptport_backend.watch import Watch
 
 
+LARGE = (
+    1 << 16
+)  # bytes of a response; for larger ones the memory shared with Triton, 1 MiB at first, may have to grow
+
+
 class TritonSink:
-    """The answers to one request on Triton's side; `model` is what the log calls the model."""
+    """The answers to one request on Triton's side; `model` is what the log calls the model.
+
+    A response that cannot be sent, because no memory is left to share with Triton, ends the request with an error: without it
+    the client would wait forever, or get a text with a hole.
+    """
 
     def __init__(self, request: Any, model: str, outbox: Outbox, watch: Watch) -> None:
         # What is watched holds the sender, not self: that were a cycle.
@@ -28,11 +37,12 @@ class TritonSink:
         self.request_id = str(request.request_id())
         self._watched = watch.add(self.request_id, lambda: bool(sender.is_cancelled()))
         self._model = model
+        self._lost = False  # a response could not be sent
         self._arrived = time.monotonic()
 
     def send(self, pieces: tuple[Piece, ...], *, final: bool) -> None:
         """Send one response, with the final flag if it is the last one."""
-        self._outbox.put(self.request_id, lambda: self._send(self._response(pieces), final))
+        self._outbox.put(self.request_id, lambda: self._deliver(pieces, final))
         for piece in pieces:
             if piece.finish_reason:
                 self._log(_ended(piece))
@@ -44,12 +54,12 @@ class TritonSink:
     def refuse(self, message: str, status: Any) -> None:
         """End with an error of the given status."""
         error = pb_utils.InferenceResponse([], pb_utils.TritonError(message, status))
-        self._outbox.put(self.request_id, lambda: self._send(error, final=True))
+        self._outbox.put(self.request_id, lambda: None if self._lost else self._send(error, final=True))
         self._log(f"error: {message}")
 
     def is_cancelled(self) -> bool:
-        """True once the client has cancelled the request or is gone."""
-        return self._watched.cancelled
+        """True once the client has cancelled the request or is gone, or cannot be reached."""
+        return self._watched.cancelled or self._lost
 
     def _log(self, end: str) -> None:
         """How it ended, as a line of Triton's log, if that is verbose."""
@@ -57,20 +67,30 @@ class TritonSink:
         line = f"request {self.request_id!r} of {self._model}: {end}, after {seconds:.3f} s"
         self._outbox.put(self.request_id, lambda: pb_utils.Logger.log_verbose(line))
 
-    def _response(self, pieces: tuple[Piece, ...]) -> Any:
-        """Only what was asked for is made: each tensor costs time, and Triton would drop it."""
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor(name, np.array(values, dtype))
-                for name, values, dtype in _values(pieces)
-                if name in self._outputs
-            ]
-        )
+    def _deliver(self, pieces: tuple[Piece, ...], final: bool) -> None:
+        if self._lost:
+            return
+        try:
+            # Only what was asked for is made: each tensor costs time, and Triton would drop it.
+            wanted = [each for each in _values(pieces) if each[0] in self._outputs]
+            arrays = {name: np.array(values, dtype) for name, values, dtype in wanted}
+            response = pb_utils.InferenceResponse([pb_utils.Tensor(*each) for each in arrays.items()])
+            size = sum(array.nbytes for array in arrays.values()) + sum(len(piece.text) for piece in pieces)
+            # A response with the final flag closes the sender even if it fails: none could tell the client.
+            self._send(response, final=final and size <= LARGE)
+        except Exception as error:
+            self._lost = True
+            message = f"the answer cannot be sent: {error}"
+            self._send(pb_utils.InferenceResponse([], pb_utils.TritonError(message)), final=True)
+            raise
+        if final and size > LARGE:
+            self._send(None, final=True)
 
     def _send(self, response: Any, final: bool) -> None:
         if final:
             self._watched.end()  # Triton must not be asked about a request that has ended
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        self._sender.send(response, flags=flags) if response else self._sender.send(flags=flags)
 
 
 def _ended(piece: Piece) -> str:
