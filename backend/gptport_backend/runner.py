@@ -64,7 +64,12 @@ class Runner:
         self._session = _session(version_dir / manifest.graph, options)
         self.memory: Memory = CudaMemory(options.device_id) if options.device == "cuda" else HostMemory()
         _check_graph(manifest, self._session)
-        self._logits = np.empty((max_slots, manifest.vocab_size), manifest.tensor("logits").dtype)
+        try:
+            self._logits = np.empty((max_slots, manifest.vocab_size), manifest.tensor("logits").dtype)
+        except MemoryError as error:
+            raise LoadError(
+                f"max_batch_size is {max_slots}, and the logits of so many sequences find no place: {error}; set a smaller one"
+            ) from error
         self._token_ids = np.zeros((max_slots, 1), manifest.tensor("input_ids").dtype)
         self._positions = np.zeros((max_slots, 1), manifest.tensor("position_ids").dtype)
         self._last = np.zeros(max_slots, manifest.tensor("seqlens_k").dtype)
