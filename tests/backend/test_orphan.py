@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from conftest import PATIENCE
+
 CHILD = """
 import mmap, sys, time
 from gptport_backend import orphan
@@ -41,7 +43,7 @@ def test_the_backend_ends_with_its_server(prefix: str) -> None:
         child = psutil.Process(int(server.stdout.readline()))
         assert region.exists()
         server.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the child is still there"
         time.sleep(0.02)

@@ -25,7 +25,7 @@ import pytest
 from gptport.server import running
 from gptport_client import Client
 from in_torch import MODELS, NEW_TOKENS, PROMPTS, generate
-from serve_command import Command
+from serve_command import PATIENCE, Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -159,13 +159,14 @@ def references(name: str, checkpoint: Path) -> dict[str, list[int]]:
 
 @pytest.fixture
 def gauge(server):
-    """The present value of one of the backend's gauges, from the metrics endpoint."""
+    """The present value of one of the backend's metrics, from the endpoint; of a counter, for one finish reason."""
 
-    def read(name: str, model: str = "smollm2") -> float:
-        with urllib.request.urlopen(server.address.metrics_url, timeout=10) as answer:
+    def read(name: str, model: str = "smollm2", reason: str = "") -> float:
+        with urllib.request.urlopen(server.address.metrics_url, timeout=PATIENCE) as answer:
             text = answer.read().decode()
-        found = re.search(rf'^gptport_{name}{{[^}}]*model="{model}"[^}}]*}} (\S+)$', text, re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
+        values = re.findall(rf"^gptport_{name}{{(.*)}} (\S+)$", text, re.MULTILINE)
+        labels = [f'model="{model}"', *([f'finish_reason="{reason}"'] if reason else [])]
+        return sum(float(value) for those, value in values if all(label in those for label in labels))
 
     return read
 
@@ -174,7 +175,7 @@ def gauge(server):
 def becomes():
     """Wait until a function returns a value."""
 
-    def wait(value, function, *arguments, seconds: float = 10) -> None:
+    def wait(value, function, *arguments, seconds: float = PATIENCE) -> None:
         end = time.monotonic() + seconds
         while (now := function(*arguments)) != value and time.monotonic() < end:
             time.sleep(0.05)

@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 
 from gptport.address import Address
+
+PATIENCE = 100.0  # seconds until what never comes is a failure: on a slow machine too
 
 
 class Command:
@@ -35,9 +38,17 @@ class Command:
         assert line.startswith("Serving"), line + self.process.stderr.read()
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+        try:
+            urllib.request.urlopen(f"{self.address.http_url}/v2/health/ready", timeout=PATIENCE).close()
+        except OSError:
+            return False
+        return True
+
     def end(self) -> tuple[int, str]:
         """Exit code and what it said."""
-        _, said = self.process.communicate(timeout=30)
+        _, said = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, said
 
     def regions(self) -> list[str]:
@@ -50,7 +61,7 @@ class Command:
         return self.regions() + locks + [path.name for path in self.temporary.iterdir()]
 
 
-def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
+def gone(processes: list[psutil.Process], seconds: float = PATIENCE) -> bool:
     """Whether all have ended; one that only waits for its parent to notice has."""
     end = time.monotonic() + seconds
     while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 
+from serve_command import PATIENCE
+
 LONG = 160
 TYPES = {
     "text_input": ("BYTES", np.object_),
@@ -68,7 +70,7 @@ def send(server):
     def ask(inputs: dict, model: str = "smollm2") -> Exception | None:
         given = {name: value for name, value in inputs.items() if name != "parameters"}
         connection.async_stream_infer(model, tensors(given), parameters=inputs.get("parameters"))
-        return answers.get(timeout=20)[1]
+        return answers.get(timeout=PATIENCE)[1]
 
     yield ask
     connection.stop_stream(cancel_requests=True)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gptport_backend.parameters import PARAMETERS, Parameter
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "300"))
-SECONDS = 30
+SECONDS = 100
 MODEL = "gpt2-tiny"
 GOOD = {"text_input": "Once upon a time", "max_tokens": 8}
 MOST_TOKENS = 6  # so that what is taken ends soon

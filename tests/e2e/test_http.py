@@ -9,6 +9,7 @@ import urllib.request
 import pytest
 
 from in_torch import NEW_TOKENS, PROMPTS
+from serve_command import PATIENCE
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def post(server):
     def ask(path: str, body: dict | bytes, model: str = "smollm2") -> str:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(f"{server.address.http_url}/v2/models/{model}/{path}", data)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.read().decode()
 
     return ask
@@ -100,9 +101,11 @@ def test_what_triton_cannot_read_never_reaches_the_backend(post, body):
 
 def test_a_stream_that_is_dropped_frees_its_slot(server, gauge, becomes):
     becomes(0, gauge, "running")
+    cancelled = gauge("requests_total", reason="cancelled")
     body = json.dumps({"text_input": PROMPTS[2], "max_tokens": 1500, "stream": True}).encode()
     request = urllib.request.Request(f"{server.address.http_url}/v2/models/smollm2/generate_stream", body)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         answer.readline()
         becomes(1, gauge, "running")
     becomes(0, gauge, "running")
+    becomes(cancelled + 1, gauge, "requests_total", "smollm2", "cancelled")

@@ -11,6 +11,7 @@ import pytest
 
 from gptport.server import running
 from gptport_client import Client, InvalidRequest
+from serve_command import PATIENCE
 
 MODEL = "gpt2-tiny"
 
@@ -20,13 +21,15 @@ def test_the_log_tells_how_a_request_ended(repository, capfd):
         with Client(server.address.grpc_url, model=MODEL) as client:
             unlogged = client.generate("Hello", max_tokens=2)
             body = json.dumps({"log_verbose_level": 1}).encode()
-            urllib.request.urlopen(f"{server.address.http_url}/v2/logging", body, timeout=10).close()
+            urllib.request.urlopen(f"{server.address.http_url}/v2/logging", body, timeout=PATIENCE).close()
             logged = client.generate("Hello", max_tokens=5, ignore_eos=True)
             with pytest.raises(InvalidRequest):
                 client.generate([5] * 5000)
             score = client.score("Hello there")
-        time.sleep(0.5)  # the log is written by another process
-    log = capfd.readouterr().err
+        log, end = "", time.monotonic() + PATIENCE
+        while "0 out, first token none" not in log and time.monotonic() < end:  # another process writes it
+            time.sleep(0.1)
+            log += capfd.readouterr().err
     assert unlogged.request_id not in log
     inside = logged.usage.prompt_tokens
     name = f"{MODEL}, version 1"

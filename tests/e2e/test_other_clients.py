@@ -12,6 +12,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from in_torch import PROMPTS
+from serve_command import PATIENCE
 
 LONG = 1500
 ROWS = 32  # the engine's max_batch_size
@@ -28,7 +29,7 @@ ROWS = 32  # the engine's max_batch_size
 def test_the_example_of_its_documentation(server, reference, others):
     body = {"text_input": PROMPTS[0], "max_tokens": 8, **others}
     url = f"{server.address.http_url}/v2/models/smollm2/generate"
-    with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=60) as answer:
+    with urllib.request.urlopen(url, json.dumps(body).encode(), timeout=PATIENCE) as answer:
         assert json.load(answer)["output_ids"] == reference["smollm2"][PROMPTS[0]][:8]
 
 
@@ -89,7 +90,7 @@ def test_of_those_that_wait_the_smallest_priority_runs_first(stream, gauge, beco
     priorities = [5, 0, -(2**31), 5, 2**31 - 1, 0]
     for number, priority in enumerate(priorities):
         others.ask(str(number), "Hello", max_tokens=2, ignore_eos=True, n=ROWS, priority=priority)
-    becomes(len(priorities) * ROWS, gauge, "waiting", seconds=60)
+    becomes(len(priorities) * ROWS, gauge, "waiting")
     first.close()
     ended = [int(others.take().get_response().id) for _ in priorities]
     expected = sorted(range(len(priorities)), key=lambda number: (priorities[number], number))

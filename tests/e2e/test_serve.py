@@ -20,7 +20,7 @@ import pytest
 from gptport.errors import ServerError
 from gptport.server import running
 from gptport_client import Client, InvalidRequest
-from serve_command import gone
+from serve_command import PATIENCE, gone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,9 +31,11 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
+        self.began = args["model_repository"] + "/began"
         {initialize}
 
     def execute(self, requests):
+        open(self.began, "w").close()
         time.sleep({seconds})
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor("y", pb_utils.get_input_tensor_by_name(r, "x").as_numpy())])
@@ -68,8 +70,13 @@ def ask(http_url: str, value: int, model: str = "echo") -> int:
     request = urllib.request.Request(
         f"{http_url}/v2/models/{model}/infer", json.dumps({"inputs": [tensor]}).encode()
     )
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         return json.load(answer)["outputs"][0]["data"][0]
+
+
+def begun(repository: Path) -> bool:
+    """Whether a request has reached the model."""
+    return (repository / "echo" / "began").exists()
 
 
 def ask_in_vain(http_url: str) -> None:
@@ -89,27 +96,27 @@ def test_a_signal_stops_it_and_nothing_is_left(command, repository, number):
     assert server.leftovers() == []
 
 
-def test_what_runs_may_finish(command, tmp_path):
+def test_what_runs_may_finish(command, tmp_path, becomes):
     add_model(tmp_path / "slow", "echo", seconds=2)
     server = command(tmp_path / "slow")
     server.wait_until_ready()
     answers = []
     asking = threading.Thread(target=lambda: answers.append(ask(server.address.http_url, 5)))
     asking.start()
-    time.sleep(0.5)
+    becomes(True, begun, tmp_path / "slow")
     server.process.send_signal(signal.SIGINT)
     assert server.end()[0] == 0
     asking.join()
     assert answers == [5]
 
 
-def test_what_runs_is_not_waited_for_longer_than_allowed(command, tmp_path):
-    add_model(tmp_path / "slow", "echo", seconds=60)
+def test_what_runs_is_not_waited_for_longer_than_allowed(command, tmp_path, becomes):
+    add_model(tmp_path / "slow", "echo", seconds=600)
     server = command(tmp_path / "slow", "--drain=1")
     processes = server.wait_until_ready()
     asking = threading.Thread(target=ask_in_vain, args=[server.address.http_url])
     asking.start()
-    time.sleep(0.5)
+    becomes(True, begun, tmp_path / "slow")
     server.process.send_signal(signal.SIGTERM)
     assert server.end()[0] == 0
     asking.join()
@@ -150,19 +157,17 @@ def test_the_log_can_be_shown(command, repository):
     assert "successfully loaded 'echo'" in "".join(shown)
 
 
-def test_a_second_signal_does_not_wait(command, tmp_path):
-    add_model(tmp_path / "slow", "echo", seconds=60)
+def test_a_second_signal_does_not_wait(command, tmp_path, becomes):
+    add_model(tmp_path / "slow", "echo", seconds=600)
     server = command(tmp_path / "slow")
     processes = server.wait_until_ready()
     asking = threading.Thread(target=ask_in_vain, args=[server.address.http_url])
     asking.start()
-    time.sleep(0.5)
-    began = time.monotonic()
+    becomes(True, begun, tmp_path / "slow")
     server.process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    becomes(False, server.is_ready)
     server.process.send_signal(signal.SIGINT)
     assert server.end()[0] == 0
-    assert time.monotonic() - began < 4
     asking.join()
     assert gone(processes, seconds=0)
     assert server.leftovers() == []
@@ -216,7 +221,7 @@ def test_a_model_that_is_unloaded_is_not_missed(command, repository):
     server.wait_until_ready()
     for action in ("unload", "load", "unload"):
         path = f"{server.address.http_url}/v2/repository/models/other/{action}"
-        urllib.request.urlopen(urllib.request.Request(path, b"{}"), timeout=20).close()
+        urllib.request.urlopen(urllib.request.Request(path, b"{}"), timeout=PATIENCE).close()
         time.sleep(3)
         assert ask(server.address.http_url, 4) == 4
 
@@ -282,6 +287,6 @@ def test_two_servers_stand_beside_each_other(repository):
 
 def test_a_model_that_takes_too_long_to_load(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the log stays
-    add_model(tmp_path / "slow", "echo", initialize="time.sleep(60)")
+    add_model(tmp_path / "slow", "echo", initialize="time.sleep(600)")
     with pytest.raises(ServerError, match=r"not ready after 1 s"), running(tmp_path / "slow", timeout=1):
         pass

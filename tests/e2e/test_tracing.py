@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from serve_command import PATIENCE
+
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 
@@ -43,9 +45,9 @@ def test_a_request_is_traced(command, repository, collector):
         b'{"text_input": "Hello", "max_tokens": 8, "stream": true}',
         {"traceparent": f"00-{TRACE}-{PARENT}-01"},
     )
-    with urllib.request.urlopen(asked, timeout=30) as answer:
+    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         answer.read()
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not got and time.monotonic() < end:  # Triton collects spans for some seconds
         time.sleep(0.1)
     resources = [resource for body in got for resource in json.loads(body)["resourceSpans"]]

@@ -81,6 +81,10 @@ def test_a_port_in_use_is_named_with_its_option(option):
     address.check_free()
 
 
+def test_free_ports_are_not_those_that_others_get_by_chance():
+    assert max(Address.free().ports.values()) < 32768
+
+
 def test_a_host_that_is_not_ours_is_named():
     with pytest.raises(ServerError, match=r"203\.0\.113\.1 port"):
         Address("203.0.113.1", 8000, 8001, 8002).check_free()

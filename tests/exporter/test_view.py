@@ -16,9 +16,9 @@ def test_netron_shows_the_graph_until_ctrl_c(gpt2, exported):
         try:
             said = process.stderr.readline()
             url = re.search(r"model\.onnx is shown at (http://127\.0\.0\.1:\d+) until Ctrl-C", said)[1]
-            with urllib.request.urlopen(url, timeout=20) as page:
+            with urllib.request.urlopen(url, timeout=100) as page:
                 assert b"netron" in page.read().lower()
         finally:
             process.send_signal(signal.SIGINT)
-        out, said = process.communicate(timeout=30)
+        out, said = process.communicate(timeout=100)
     assert (process.returncode, out, said) in ((0, "", ""), (130, "", "gptport: interrupted\n"))
