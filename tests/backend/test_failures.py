@@ -67,12 +67,20 @@ def test_a_panic_for_one_request_hurts_only_that(
     served = serve()
     long = {"text_input": "hello", "max_tokens": 300, "ignore_eos": True}
     expected = served.ask(**long).wait().token_ids
+    go_on = hold(served, "decode")
     other = served.ask(**long, stream=True)
-    other.wait_for_first()
+    wait_until(lambda: slots_in_use(served) == 1)
     monkeypatch.setattr(place, _panic)
-    bad = served.ask(text_input="hello", max_tokens=10, **inputs).wait()
-    monkeypatch.undo()
-    assert bad.error == "the engine failed: out of range"
+    bad = served.ask(text_input="hello", max_tokens=10, **inputs)
+    fail = bad.fail
+
+    def failed(message: str) -> None:
+        monkeypatch.undo()
+        fail(message)
+
+    bad.fail = failed  # type: ignore[method-assign]
+    go_on.set()
+    assert bad.wait().error == "the engine failed: out of range"
     assert other.wait().token_ids == expected
     assert served.ask(**long).wait().token_ids == expected
     wait_until(lambda: slots_in_use(served) == 0)
