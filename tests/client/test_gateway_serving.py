@@ -20,17 +20,12 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from gptport.address import Address  # noqa: E402
 from gptport.cli import main  # noqa: E402
 
 PROMPT = "The quick brown 世界"
 MESSAGES = [{"role": "user", "content": "Grüße!"}]
 GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 9}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_a_browser_that_goes_away_cancels(ask, toy):
@@ -98,7 +93,7 @@ def test_many_at_once(serve, client):
 
 def test_the_command(toy, tmp_path):
     (tmp_path / "keys").write_text("secret\n")
-    port = free_port()
+    port = Address.free().http_port
     command = ["gateway", "--url", toy.url, "--port", str(port), "--api-keys", str(tmp_path / "keys")]
     with subprocess.Popen(
         [sys.executable, "-m", "gptport", *command], stderr=subprocess.PIPE, text=True
