@@ -81,4 +81,4 @@ def test_a_stream_that_takes_longer_than_the_drain_ends_soon_after_it(command, r
             list(stream)
     assert server.end()[0] == 0
     assert gone(processes)
-    assert not server.regions()
+    assert server.leftovers() == []
