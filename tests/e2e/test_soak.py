@@ -29,6 +29,7 @@ SEED = int(os.environ.get("SEED", "1"))
 CLIENTS = 8 if MINUTES > SHORT else 3
 WARM_UP = 0.25  # of the time
 MOST_GROWTH = 20e6  # bytes
+OWN_MEMORY = re.compile(r"^(?:RssAnon|RssShmem|VmSwap):\s+(\d+) kB$", re.MULTILINE)
 REST_SECONDS = 100  # on a slow machine too, in which the engine gives back the memory of its cache
 LONG = "The history of the town is long. " * 60
 
@@ -159,12 +160,13 @@ def kept(gauges: dict[str, float]) -> float:
     return gauges["kv_cache_bytes"] + gauges["prefix_cache_bytes"]
 
 
-def memory(server) -> float:
-    """Bytes of the process of the model that are its own, or its share of those it shares."""
+def memory(server) -> int:
+    """Bytes of the model's process, but for files': its share of a library's depends on who else has loaded that."""
     for process in psutil.Process(server.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
             if any("/smollm2/1/" in argument for argument in process.cmdline()):
-                return process.memory_full_info().pss
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                return sum(1024 * int(kilobytes) for kilobytes in OWN_MEMORY.findall(status))
     raise AssertionError("the process of the model is gone")
 
 
