@@ -1,7 +1,7 @@
 """A chat template, compiled, with what transformers gives to every one.
 
 It came with a checkpoint, so it runs in a sandbox. Some take a time that grows with the square of the messages (Gemma 4's 30 s
-for 4,000, which are 130 kB): all others wait for it, so it has an end.
+for 4,000, which are 130 kB). Requests behind it wait, so it has an end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MISSING = "messages needs the package jinja2, which this server does not have: pip install 'gptport[chat]'"
-
 
 MOST_SECONDS = 5.0  # of a thread's processor time, for one conversation
 TURNS = 64  # of loops between two looks at the clock, each of which takes as long as a turn

@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 10.0  # without work, until the memory that is for work alone is given back
-STOP_SECONDS = (
-    2.0  # for the step that runs while the engine is closed; a sink may also hang if the server is dead
-)
+# For the step that runs while the engine is closed; a sink may also hang if the server is dead.
+STOP_SECONDS = 2.0
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from gptport_backend.watch import Watch
 
 
-LARGE = (
-    1 << 16
-)  # bytes of a response; for larger ones the memory shared with Triton, 1 MiB at first, may have to grow
+# Bytes of a response; for larger ones the memory shared with Triton, 1 MiB at first, may have to grow.
+LARGE = 1 << 16
 
 
 class TritonSink:
@@ -90,7 +89,10 @@ class TritonSink:
         if final:
             self._watched.end()  # Triton must not be asked about a request that has ended
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
-        self._sender.send(response, flags=flags) if response else self._sender.send(flags=flags)
+        if response is None:
+            self._sender.send(flags=flags)
+        else:
+            self._sender.send(response, flags=flags)
 
 
 def _ended(piece: Piece) -> str:
