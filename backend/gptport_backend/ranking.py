@@ -15,7 +15,7 @@ FEW = 1024  # tokens, of which all are near
 MOST_NEAR = 4096  # tokens; more are not worth being sorted
 BUCKETS_PER_UNIT = 16
 BUCKETS = 32 * BUCKETS_PER_UNIT
-COLUMNS = 512
+COLUMNS = 512  # that a vocabulary is laid out in, to find what its likeliest are not below
 
 
 def likeliest(values: NDArray[np.floating[Any]], count: int) -> TokenArray:
