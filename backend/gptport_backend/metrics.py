@@ -216,7 +216,9 @@ class TritonPublisher:
         if now < self._next and (tally.running or tally.waiting):
             return
         self._next = now + PUBLISH_SECONDS
-        for metric in METRICS:
+        for metric in reversed(
+            METRICS
+        ):  # last the requests: whoever sees one counted sees all that it counts
             value = metric.read(tally)
             if metric.kind == "histogram":
                 self._distribute(metric.name, metric.meaning, value)

@@ -56,6 +56,14 @@ def test_counts_are_published_as_differences_and_at_rest_always(monkeypatch: pyt
     assert SHOWN["gptport_running", ""] == 0
 
 
+def test_requests_are_shown_last_so_that_who_sees_one_sees_all_that_it_counts() -> None:
+    SHOWN.clear()
+    tally = Tally(output_tokens=3)
+    tally.answers["stop"] = tally.requests["stop"] = 1
+    TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny").publish(tally)
+    assert list(SHOWN)[-1] == ("gptport_requests_total", "stop")
+
+
 def test_durations_are_a_histogram_as_prometheus_reads_it() -> None:
     publisher = TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny")
     tally = Tally()

@@ -16,20 +16,28 @@ from serve_command import PATIENCE
 MODEL = "gpt2-tiny"
 
 
+def set_verbosity(server, level: int) -> None:
+    body = json.dumps({"log_verbose_level": level}).encode()
+    urllib.request.urlopen(f"{server.address.http_url}/v2/logging", body, timeout=PATIENCE).close()
+
+
 def test_the_log_tells_how_a_request_ended(repository, capfd):
-    with running(repository, [MODEL], show_log=True) as server:
-        with Client(server.address.grpc_url, model=MODEL) as client:
-            unlogged = client.generate("Hello", max_tokens=2)
-            body = json.dumps({"log_verbose_level": 1}).encode()
-            urllib.request.urlopen(f"{server.address.http_url}/v2/logging", body, timeout=PATIENCE).close()
-            logged = client.generate("Hello", max_tokens=5, ignore_eos=True)
-            with pytest.raises(InvalidRequest):
-                client.generate([5] * 5000)
-            score = client.score("Hello there")
-        log, end = "", time.monotonic() + PATIENCE
-        while "0 out, first token none" not in log and time.monotonic() < end:  # another process writes it
+    with (
+        running(repository, [MODEL], show_log=True) as server,
+        Client(server.address.grpc_url, model=MODEL) as client,
+    ):
+        set_verbosity(server, 1)
+        logged = client.generate("Hello", max_tokens=5, ignore_eos=True)
+        with pytest.raises(InvalidRequest):
+            client.generate([5] * 5000)
+        score = client.score("Hello there")
+        log, end = "", time.monotonic() + PATIENCE  # another process writes it
+        while "0 out, first token none" not in log and time.monotonic() < end:
             time.sleep(0.1)
             log += capfd.readouterr().err
+        set_verbosity(server, 0)
+        unlogged = client.generate("Hello", max_tokens=2)
+    log += capfd.readouterr().err
     assert unlogged.request_id not in log
     inside = logged.usage.prompt_tokens
     name = f"{MODEL}, version 1"

@@ -11,9 +11,11 @@ import pytest
 from gptport.server import running
 from gptport_backend.metrics import BOUNDS, METRICS
 from gptport_client import Client
+from serve_command import PATIENCE
 
 MODEL = "gpt2-tiny"
 LONG = "a prompt that is long enough to be kept and looked for, again and again; "
+REQUESTS = "gptport_requests_total"
 BUDGET = 1_000_000  # for two and a half sequences
 PARAMETER = '\nparameters {{ key: "{}" value {{ string_value: "{}" }} }}\n'
 
@@ -29,31 +31,36 @@ def asked(repository, tmp_path_factory):
         running(folder, [MODEL]) as server,
         Client(server.address.grpc_url, model=MODEL, metrics_url=server.address.metrics_url) as client,
     ):
+        while not client.metrics().total(REQUESTS, model=MODEL):  # Triton's own, of the warm-up
+            time.sleep(0.05)
         yield client
 
 
 class Since:
-    """By how much the counters have grown since it was made; gauges as they are."""
+    """By how much the counters have grown once `requests` more have ended; gauges as they are then."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, requests: int) -> None:
         self._client = client
-        self._before = self._settled()
-
-    def _settled(self):
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            now = self._client.metrics()
-            if not now.total("gptport_running") + now.total("gptport_waiting"):
-                time.sleep(0.1)  # what the last step counted is published behind its answers
-                return self._client.metrics()
-            time.sleep(0.05)
-        raise AssertionError("the engine never came to rest")
+        self._before = client.metrics()
+        self._requests = self._before.total(REQUESTS, model=MODEL) + requests
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._after = self._settled()
+    def __exit__(self, *failed):
+        end = time.monotonic() + PATIENCE
+        self._after = self._client.metrics()
+        while not any(failed) and not self._at_rest():
+            assert time.monotonic() < end, "the engine never came to rest"
+            time.sleep(0.05)
+            self._after = self._client.metrics()
+
+    def _at_rest(self) -> bool:
+        """Whether all have ended; who sees their number sees all that was counted with them."""
+        ended = self._after.total(REQUESTS, model=MODEL)
+        assert ended <= self._requests
+        busy = sum(self._after.total(f"gptport_{name}", model=MODEL) for name in ("running", "waiting"))
+        return ended == self._requests and not busy
 
     def __call__(self, name: str, **labels: str) -> float:
         name, labels = f"gptport_{name}", {"model": MODEL, **labels}
@@ -61,9 +68,8 @@ class Since:
 
 
 def test_every_metric_is_there_with_its_meaning(asked):
-    asked.generate("hello", max_tokens=2)
-    with Since(asked):
-        pass
+    with Since(asked, requests=1):
+        asked.generate("hello", max_tokens=2)
     shown = {sample.name for sample in asked.metrics().samples}
     for metric in METRICS:
         suffixes = ("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",)
@@ -75,7 +81,7 @@ def test_every_metric_is_there_with_its_meaning(asked):
 
 def test_tokens_answers_and_durations(asked):
     began = time.monotonic()
-    with Since(asked) as grown:
+    with Since(asked, requests=3) as grown:
         results = [
             asked.generate("hello there", max_tokens=12, ignore_eos=True),
             *asked.samples("how are you", n=3, max_tokens=9, ignore_eos=True, temperature=1.0, seed=1),
@@ -103,8 +109,9 @@ def test_tokens_answers_and_durations(asked):
 
 def test_prefix_hits_are_the_tokens_that_were_not_computed(asked):
     ids = asked.tokenize(LONG)
-    asked.generate(LONG, max_tokens=2)
-    with Since(asked) as grown:
+    with Since(asked, requests=1):
+        asked.generate(LONG, max_tokens=2)
+    with Since(asked, requests=1) as grown:
         result = asked.generate(ids, max_tokens=2)
     assert result.usage.prompt_tokens == len(ids)
     assert (grown("prefix_hit_tokens_total"), grown("input_tokens_total")) == (len(ids) - 1, 1)
@@ -112,7 +119,7 @@ def test_prefix_hits_are_the_tokens_that_were_not_computed(asked):
 
 
 def test_guesses(asked):
-    with Since(asked) as grown:
+    with Since(asked, requests=1) as grown:
         asked.generate(
             "one two three " * 4,
             max_tokens=60,
@@ -124,10 +131,10 @@ def test_guesses(asked):
 
 
 def test_how_requests_end(asked):
-    with Since(asked) as grown:
-        stream = asked.stream(LONG, max_tokens=150, ignore_eos=True)
-        next(stream)
-        stream.close()
+    with Since(asked, requests=2) as grown:
+        streams = asked.stream(LONG, max_tokens=150, ignore_eos=True, n=100)
+        next(streams)
+        streams.close()
         asked.generate("hello", max_tokens=20, stop=["e"], logit_bias={asked.tokenize("e")[0]: 1000.0})
     ends = [grown("requests_total", finish_reason=reason) for reason in ("cancelled", "stop")]
     assert (ends, grown("requests_total")) == ([1, 1], 2)
@@ -139,7 +146,7 @@ def test_the_load_while_it_runs(asked):
     def generate(number: int) -> int:
         return len(asked.generate(f"number {number}", max_tokens=240, ignore_eos=True).token_ids)
 
-    with Since(asked) as grown, ThreadPoolExecutor(16) as pool:
+    with Since(asked, requests=16) as grown, ThreadPoolExecutor(16) as pool:
         answers = [pool.submit(generate, number) for number in range(16)]
         while not all(answer.done() for answer in answers):
             now = asked.metrics()

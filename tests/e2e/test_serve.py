@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from gptport.errors import ServerError
@@ -184,8 +185,10 @@ def test_the_server_ends_when_the_command_is_killed(command, repository):
 
 def test_what_a_killed_server_left_in_shared_memory_goes_with_the_next_start(command, repository):
     server = command(repository)
-    for process in [server.process, *server.wait_until_ready()]:
-        process.kill()
+    processes = [*server.wait_until_ready(), psutil.Process(server.process.pid)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # so that none sees another go, and clears away
+        for process in processes:
+            process.send_signal(number)
     server.end()
     assert server.regions()
     with running(repository):

@@ -48,10 +48,11 @@ def test_a_request_is_traced(command, repository, collector):
     with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
         answer.read()
     end = time.monotonic() + PATIENCE
-    while not got and time.monotonic() < end:  # Triton collects spans for some seconds
-        time.sleep(0.1)
-    resources = [resource for body in got for resource in json.loads(body)["resourceSpans"]]
-    spans = [span for resource in resources for scope in resource["scopeSpans"] for span in scope["spans"]]
+    spans = []
+    while not {"InferRequest", "gpt2-tiny"} <= {span["name"] for span in spans} and time.monotonic() < end:
+        time.sleep(0.1)  # Triton collects spans for some seconds
+        resources = [resource for body in [*got] for resource in json.loads(body)["resourceSpans"]]
+        spans = [span for each in resources for scope in each["scopeSpans"] for span in scope["spans"]]
     whole = next(span for span in spans if span["name"] == "InferRequest")
     assert (whole["traceId"], whole["parentSpanId"]) == (TRACE, PARENT)
     assert "INFER_RESPONSE_COMPLETE" in {event["name"] for event in whole["events"]}
