@@ -187,6 +187,10 @@ METRICS = (
     ),
 )
 
+# Whoever sees a request counted, or nothing running, sees all that was counted with it.
+SHOWN_LAST = ("gptport_requests_total", "gptport_running", "gptport_waiting")
+IN_ORDER = sorted(METRICS, key=lambda metric: metric.name in SHOWN_LAST)
+
 
 class Publisher(Protocol):
     """Takes the tally to where people look at it."""
@@ -216,9 +220,7 @@ class TritonPublisher:
         if now < self._next and (tally.running or tally.waiting):
             return
         self._next = now + PUBLISH_SECONDS
-        for metric in reversed(
-            METRICS
-        ):  # last the requests: whoever sees one counted sees all that it counts
+        for metric in IN_ORDER:
             value = metric.read(tally)
             if metric.kind == "histogram":
                 self._distribute(metric.name, metric.meaning, value)

@@ -56,12 +56,13 @@ def test_counts_are_published_as_differences_and_at_rest_always(monkeypatch: pyt
     assert SHOWN["gptport_running", ""] == 0
 
 
-def test_requests_are_shown_last_so_that_who_sees_one_sees_all_that_it_counts() -> None:
+def test_who_sees_a_request_counted_or_nothing_running_sees_all_that_was_counted() -> None:
     SHOWN.clear()
-    tally = Tally(output_tokens=3)
+    tally = Tally(output_tokens=3, running=1, waiting=1)
     tally.answers["stop"] = tally.requests["stop"] = 1
     TritonPublisher(SimpleNamespace(MetricFamily=Family), "tiny").publish(tally)
-    assert list(SHOWN)[-1] == ("gptport_requests_total", "stop")
+    last = [name for name, _ in SHOWN][-3:]
+    assert last == ["gptport_requests_total", "gptport_running", "gptport_waiting"]
 
 
 def test_durations_are_a_histogram_as_prometheus_reads_it() -> None:
