@@ -13,6 +13,7 @@ from benchmarks.decode import PROMPT_TOKENS
 from benchmarks.environment import CACHE, OURS, ROOT
 from benchmarks.peers.job import Job
 from benchmarks.results import Contestant, Result
+from gptport import processor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 CHECKPOINT = "smollm2"
 NEW_TOKENS = 64
 IN_PROCESS = "in process"
+SMOOTHQUANT = "gptport smoothquant"
 _FIRST_AIM = 1.0
 _PYTHON_AIM = 0.1
 _MODEL = ("prefill", "decode")  # parts of a step that are the model's
 _REMARKS = {
+    SMOOTHQUANT: "ours too, exported with --quantization smoothquant",
     "vllm": "fp32; as it comes, it keeps a core for its frontend",
     "vllm_all_cores": "fp32; told to compute on all cores",
 }
@@ -35,7 +38,7 @@ class Race:
 
     Attributes:
         aim: how many times the tokens a second of each peer gptport means to give.
-        peers: servers, always in fp32, or the loop in process.
+        peers: servers, always in fp32, or the loop in process, or our server with another export.
     """
 
     precision: str
@@ -52,7 +55,7 @@ class Race:
 RACES = (
     Race("fp32", 1, 0.93, (IN_PROCESS,)),
     Race("fp32", 16, 1.5),
-    Race("int8", 16, 2.5),
+    Race("int8", 16, 2.5, (SMOOTHQUANT, "vllm", "vllm_all_cores")),
 )
 
 
@@ -86,22 +89,31 @@ class Turn:
 
 def run(race: Race, peers: Sequence[str], count: int, threads: int) -> tuple[Result, ...]:
     """Let gptport and `peers` take turns `count` times; tokens a second, and of servers the time to the first token."""
-    ours = _job(race.precision, OURS, threads)
-    decode.prepare(ours, OURS)
+    ours = {OURS: _job(race.precision, OURS, threads)}
+    if SMOOTHQUANT in peers and (lacking := processor.missing(processor.VNNI)):
+        sys.stderr.write(f"{SMOOTHQUANT}: {lacking}\n")
+        peers = [name for name in peers if name != SMOOTHQUANT]
+    if SMOOTHQUANT in peers:
+        ours[SMOOTHQUANT] = _job(race.precision, OURS, threads, ("--quantization=smoothquant",))
+    for job in ours.values():
+        decode.prepare(job, OURS)
 
     def take_turn(name: str) -> Turn:
         if name == IN_PROCESS:
-            return _in_process(ours)
-        return _turn(ours if name == OURS else _job("fp32", name, threads), name, race.streams)
+            return _in_process(ours[OURS])
+        if name in ours:
+            return _said(name, _turn(ours[name], OURS, race.streams))
+        return _said(name, _turn(_job("fp32", name, threads), name, race.streams))
 
     taken = turns.take_turns([OURS, *peers], count, take_turn)
     return (rates(race, taken),) if IN_PROCESS in peers else (rates(race, taken), _first(race, taken))
 
 
-def _job(precision: str, server: str, threads: int) -> Job:
-    folder = CACHE / "models" / server / f"{CHECKPOINT}-{precision}"
-    prompt = decode.Race(CHECKPOINT, precision, {}).prompt
-    return Job(checkpoints.checkpoint(CHECKPOINT), folder, precision, (), threads, prompt, NEW_TOKENS)
+def _job(precision: str, server: str, threads: int, options: tuple[str, ...] = ()) -> Job:
+    race = decode.Race(CHECKPOINT, precision, {}, options)
+    folder = CACHE / "models" / server / f"{CHECKPOINT}-{race.variant}"
+    checkpoint = checkpoints.checkpoint(CHECKPOINT)
+    return Job(checkpoint, folder, precision, options, threads, race.prompt, NEW_TOKENS)
 
 
 def _turn(job: Job, name: str, streams: int) -> Turn:
@@ -125,7 +137,7 @@ def _turn(job: Job, name: str, streams: int) -> Turn:
         raise process.CommandFailedError(
             f"{name} gave {min(wrong)} tokens where {job.new_tokens} were asked for"
         )
-    return _said(name, Turn(rounds, found["step_seconds"], finished.peak_bytes))
+    return Turn(rounds, found["step_seconds"], finished.peak_bytes)
 
 
 def _in_process(job: Job) -> Turn:
@@ -135,7 +147,7 @@ def _in_process(job: Job) -> Turn:
 
 def _said(name: str, turn: Turn) -> Turn:
     sys.stderr.write(
-        f"{name:12} {turn.tokens_per_second:7.1f} tokens/s, first after {turn.first_token:.2f} s\n"
+        f"{name:20} {turn.tokens_per_second:7.1f} tokens/s, first after {turn.first_token:.2f} s\n"
     )
     return turn
 
@@ -153,7 +165,7 @@ def rates(race: Race, taken: dict[str, list[Turn]]) -> Result:
                 name,
                 tuple(turn.tokens_per_second for turn in found),
                 max(turn.peak_bytes for turn in found),
-                None if name == OURS else race.aim,
+                None if name in (OURS, SMOOTHQUANT) else race.aim,
                 _REMARKS.get(name, ""),
             )
             for name, found in taken.items()
@@ -173,7 +185,7 @@ def _first(race: Race, taken: dict[str, list[Turn]]) -> Result:
                 name,
                 tuple(turn.first_token * 1000 for turn in found),
                 0,
-                None if name == OURS else _FIRST_AIM,
+                None if name in (OURS, SMOOTHQUANT) else _FIRST_AIM,
                 _REMARKS.get(name, ""),
             )
             for name, found in taken.items()

@@ -85,6 +85,7 @@ class Manifest:
     files: tuple[FileSpec, ...]
     lora: tuple[AdaptedProjection, ...] = ()
     sampler: str | None = None  # the graph that draws tokens; older exports have none
+    cpu_flags: tuple[str, ...] = ()  # of which the CPU needs one, as Linux names them
 
     def tensor(self, role: str) -> TensorSpec:
         """The tensor that plays `role`."""
@@ -180,6 +181,7 @@ def _parse(document: dict[str, Any]) -> Manifest:
             for item in document.get("lora", ())
         ),
         sampler=document.get("sampler"),
+        cpu_flags=tuple(map(str, document.get("cpu_flags", ()))),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from gptport_backend import processor
 from gptport_backend.adapters import Adapters
 from gptport_backend.device_sampling import DeviceSampler
 from gptport_backend.element_types import bound
@@ -60,6 +61,7 @@ class Runner:
                 "the model computes in bfloat16, which onnxruntime does on CUDA only: set KIND_GPU in config.pbtxt, "
                 "or export it in another precision"
             )
+        processor.check(manifest.cpu_flags, options.device)
         self._manifest = manifest
         self._session = _session(version_dir / manifest.graph, options)
         self.memory: Memory = CudaMemory(options.device_id) if options.device == "cuda" else HostMemory()

@@ -74,7 +74,9 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         help="fp32, int8 or int4; for CUDA also fp16 or bf16 (default: %(default)s)",
     )
     command.add_argument(
-        "--quantization", metavar="HOW", help="for int8 and int4: rtn (default), k_quant, gptq, hqq"
+        "--quantization",
+        metavar="HOW",
+        help="for int8 and int4: rtn (default), k_quant, gptq; hqq for int4, smoothquant for int8 on CPUs with VNNI",
     )
     command.add_argument(
         "--block-size",
@@ -111,7 +113,7 @@ def _add_export(commands: _Commands) -> argparse.ArgumentParser:
         "--evaluation-text",
         type=Path,
         metavar="FILE",
-        help="to compare on, and for gptq to calibrate with (default: a piece of prose)",
+        help="to compare on, and for gptq and smoothquant to calibrate with (default: a piece of prose)",
     )
     command.add_argument(
         "--lora", action="store_true", help="let the graph take LoRA adapters; see gptport export-adapter"

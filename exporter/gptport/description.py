@@ -6,11 +6,12 @@ import importlib.metadata
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import sampling_graph
+from . import processor, sampling_graph
 from .dialects import onnxruntime as dialect
 from .errors import UnsupportedModel
 from .lora import stretches
 from .manifest import File, KVCache, Manifest, Projection, Tensor, Tokens, cache_tensors
+from .passes import multiply_by_rows
 from .passes.add_adapters import DOWN, ROWS, UP, adapted
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def described(
             f"{spec.model_type} has {spec.layers} layers, but {len(pasts) // 2} with a cache"
         )
     tensors = cache_tensors(pasts, presents)
+    by_rows = any(node.op_type == multiply_by_rows.OPERATOR for node in model.graph)
     return Manifest(
         name=name,
         precision=precision.name,
@@ -70,6 +72,7 @@ def described(
             name: name
             for name in (*(each.name for each in inputs[:3]), dialect.LOGITS_OFFSETS, outputs[0].name)
         },
+        cpu_flags=processor.VNNI if by_rows else (),
         kv_cache=KVCache(spec.layers, *_alike(pasts), pasts[0].dtype, tensors),
         source={},
         verification={},

@@ -9,7 +9,7 @@ import onnx
 import psutil
 from rich.filesize import decimal
 
-from . import images, integrity, manifest, operator_counts, server, triton_config, versions
+from . import images, integrity, manifest, operator_counts, processor, server, triton_config, versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,6 +145,8 @@ def _of_model(model: _Model, image: Image, machine: Machine) -> Iterator[_Found]
     else:
         yield "backend", "ok", f"{model.config.backend} is part of the image"
     yield _dtype(model)
+    if model.manifest.cpu_flags:
+        yield _cpu(model)
     yield _gpu(model, image, machine)
     yield _memory(model, machine)
 
@@ -157,6 +159,15 @@ def _dtype(model: _Model) -> _Found:
     if model.kind == "KIND_CPU" and dtype == "bfloat16":
         return "dtype", "problem", f"{where}: onnxruntime has no bfloat16 on the CPU"
     return "dtype", "ok", where
+
+
+def _cpu(model: _Model) -> _Found:
+    needed = " or ".join(model.manifest.cpu_flags)
+    if model.kind == "KIND_GPU":
+        return "CPU", "problem", "products by rows are computed on the CPU only, and this is for KIND_GPU"
+    if processor.missing(model.manifest.cpu_flags):
+        return "CPU", "problem", f"{needed} is needed, which this machine's lacks: sums would saturate"
+    return "CPU", "ok", f"{needed} is needed, and there"
 
 
 def _gpu(model: _Model, image: Image, machine: Machine) -> _Found:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from . import calibration, description, genai, report_page, sampling_graph, triton_config, verify
+from . import calibration, description, genai, processor, report_page, sampling_graph, triton_config, verify
 from . import graph as graphs
 from . import repository as repositories
 from .allocator import return_large_blocks, use_huge_pages
@@ -22,10 +22,7 @@ from .reference import evaluation_text, reference
 from .versions import served
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-
-    import torch
 
     from .checkpoint import Checkpoint
     from .console import Steps
@@ -90,7 +87,7 @@ def export(
         checkpoint, repository, name, precision: what is exported, where to, and how.
         max_length: tokens that a sequence may have; None for the checkpoint's, at most 2048.
         steps: shows what is done.
-        evaluation: a file with the text to compare on, and for gptq to calibrate with; None for one of ours.
+        evaluation: a file with the text to compare on, and for gptq and smoothquant to calibrate with; None for one of ours.
         jobs: threads that read, quantize and write the weights; None for one a core.
         keep: older versions that stay; None for all.
         serving: where and how the models are to run.
@@ -113,17 +110,22 @@ def export(
             "--lora does not go with bfloat16 (bf16, or --compute bf16): adapters are float32 or float16"
         )
     precision = _as_stored(checkpoint, precision)
+    by_rows = precision.quantization is not None and precision.quantization.algorithm == "smoothquant"
+    if by_rows and (lacking := processor.missing(processor.VNNI)):
+        raise UsageError(f"--quantization smoothquant: {lacking}")
     text = evaluation_text(evaluation)
     with repositories.staging(repository) as staging, ThreadPoolExecutor() as background:
         folder = staging / "version"
         folder.mkdir()
         tokenizer = checkpoint.tokenizer_files()
-        hessians: Mapping[str, torch.Tensor] = {}
-        if precision.quantization and precision.quantization.algorithm == "gptq":
+        calibrated = None
+        if precision.quantization and precision.quantization.algorithm in calibration.ALGORITHMS:
             with steps.step("Calibrating"):
-                hessians = calibration.hessians(checkpoint, tokenizer["tokenizer.json"], length, text)
+                calibrated = calibration.calibrated(
+                    checkpoint, tokenizer["tokenizer.json"], length, text, precision.quantization.algorithm
+                )
         with steps.step("Tracing the graph"):
-            built = graphs.build(checkpoint, precision, length, hessians, adapters=adapters)
+            built = graphs.build(checkpoint, precision, length, calibrated, adapters=adapters)
         manifest = description.described(built.model, checkpoint, name, precision, length)
         _check_step_cache(manifest, repository, serving)
         # Writing is mostly the disk's work and the reference mostly the processor's, so they run side by side; so do hashing and

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 from . import passes, residuals, unroll, weight_parts, weight_values
 from .dialects import onnxruntime as dialect
 from .layer_graph import LayerGraph, layer_graph
-from .passes import quantize_experts
+from .passes import multiply_by_rows, quantize_experts
+from .smoothquant import SmoothQuant
 from .trace import decoder_layers, rotary_tables, trace
 from .unread import unread
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import onnx_ir as ir
-    import torch
 
+    from .calibration import Calibration
     from .checkpoint import Checkpoint
     from .precision import Precision
     from .trace import Trace
@@ -51,6 +50,7 @@ class Lowering:
         after: the same layer as it is written.
         sizes: of the parts.
         not_quantized: what was to be and could not be, and why.
+        in_blocks: what was to be computed by rows and is not, and why.
     """
 
     traced_layers: int
@@ -59,6 +59,7 @@ class Lowering:
     after: LayerGraph
     sizes: tuple[weight_parts.PartSize, ...]
     not_quantized: str = ""
+    in_blocks: str = ""
 
     @property
     def parameters(self) -> int:
@@ -107,11 +108,11 @@ def build(
     checkpoint: Checkpoint,
     precision: Precision,
     max_length: int,
-    hessians: Mapping[str, torch.Tensor] | None = None,
+    calibrated: Calibration | None = None,
     *,
     adapters: bool = False,
 ) -> Graph:
-    """The graph of a checkpoint, if asked for one that takes LoRA adapters; `hessians` are for gptq.
+    """The graph of a checkpoint, if asked for one that takes LoRA adapters; for gptq and smoothquant `calibrated`.
 
     Raises:
         UnsupportedModel: the architecture cannot be exported exactly.
@@ -127,15 +128,23 @@ def build(
     except unroll.LayersDiffer:
         traced = trace(config, spec, spec.layers, precision.dtype)
         model = unroll.unroll(traced, spec.layers)
+    smoothing = (
+        SmoothQuant(checkpoint, traced.aliases, calibrated.inputs)
+        if calibrated and calibrated.inputs
+        else None
+    )
     context = passes.Context(
         spec,
         max_length,
         lambda module: rotary_tables(config, module, max_length),
         precision.quantization,
         adapters,
+        smoothing,
     )
     hidden_states, lowering = _lower(model, traced, context)
-    read = weight_values.attach(model.graph, checkpoint, traced.aliases, hessians)
+    read = weight_values.attach(
+        model.graph, checkpoint, traced.aliases, calibrated.hessians if calibrated else None
+    )
     strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()
@@ -163,7 +172,8 @@ def _lower(model: ir.Model, traced: Trace, context: passes.Context) -> tuple[tup
     after = layer_graph(graph, layers_path, watched)
     sizes = weight_parts.sizes(graph, of_parts, counts)
     left = quantize_experts.left(graph, context)
-    return hidden_states, Lowering(traced.layers, tuple(rewrites), before, after, sizes, left)
+    in_blocks = multiply_by_rows.left(graph, context)
+    return hidden_states, Lowering(traced.layers, tuple(rewrites), before, after, sizes, left, in_blocks)
 
 
 def strip(graph: ir.Graph) -> None:

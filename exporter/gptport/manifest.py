@@ -128,6 +128,7 @@ class Manifest:
     optional_inputs: tuple[Tensor, ...] = ()
     lora: tuple[Projection, ...] = ()
     sampler: str | None = None
+    cpu_flags: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -149,7 +150,7 @@ class Manifest:
         return self.files["tokenizer.json"].sha256
 
     def to_json(self) -> str:
-        """As it is written; `lora` and `sampler` only where there are any, `grows` only where the cache does."""
+        """As it is written; `lora`, `sampler` and `cpu_flags` only where there are any, `grows` only where the cache does."""
         document = asdict(self)
         if not self.sampler:
             del document["sampler"]
@@ -157,6 +158,8 @@ class Manifest:
             del document["kv_cache"]["grows"]
         if not self.lora:
             del document["lora"]
+        if not self.cpu_flags:
+            del document["cpu_flags"]
         return json.dumps(document, indent=2) + "\n"
 
 
@@ -217,6 +220,7 @@ def _manifest(document: dict[str, Any]) -> Manifest:
             Projection(**{**each, "order": tuple(map(tuple, each["order"]))})
             for each in document.get("lora", ())
         ),
+        "cpu_flags": tuple(document.get("cpu_flags", ())),
         "files": {name: File(**file) for name, file in document["files"].items()},
     }
     return Manifest(**{**document, **read_fields})

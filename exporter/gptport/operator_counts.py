@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from .passes import multiply_by_rows
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -43,6 +45,9 @@ def in_integers(folder: Path, manifest: Manifest) -> str:
         for node in nodes(graph)
         for attribute in node.attribute
         if attribute.name == bits.get(node.op_type)
+    )
+    found.update(
+        f"{node.op_type} of 8 bits" for node in nodes(graph) if node.op_type == multiply_by_rows.OPERATOR
     )
     if not found:
         return ""

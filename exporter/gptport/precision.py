@@ -80,6 +80,7 @@ ALGORITHMS: Mapping[str, str] = {
     "k_quant": "a search for the scale and the zero point of each block that lose least; minutes for a large model",
     "gptq": "column by column, making up for what is lost as the inputs on a text say",
     "hqq": "half-quadratic: zero points that are not whole numbers; onnxruntime's CPU kernel for them is slow",
+    "smoothquant": "int8 by rows, of activations too: 1.8 times as fast with 16 of them, on CPUs with VNNI",
 }
 
 
@@ -115,6 +116,10 @@ def chosen(
         if compute not in ("fp32", "fp16", "bf16"):
             raise UsageError(f"--compute {compute!r} is not one of fp32, fp16, bf16")
         found = replace(found, dtype_name=PRECISIONS[compute].dtype_name)
+        if found.quantization and found.quantization.algorithm == "smoothquant" and compute != "fp32":
+            raise UsageError(
+                f"smoothquant does not go with --compute {compute}: onnxruntime has its products on the CPU only, in float32"
+            )
     if max_perplexity_increase is not None:
         found = replace(found, max_perplexity_increase=max_perplexity_increase)
     return found
@@ -144,6 +149,8 @@ def _checked(quantization: Quantization) -> Quantization:
         )
     if quantization.algorithm == "hqq" and quantization.bits != 4:
         raise UsageError("hqq goes with int4; 8-bit weights lose little by rtn")
+    if quantization.algorithm == "smoothquant" and quantization.bits != 8:
+        raise UsageError("smoothquant goes with int8; for 4-bit weights take k_quant or gptq")
     if quantization.symmetric and quantization.algorithm != "rtn":
         raise UsageError(f"{quantization.algorithm} needs zero points; --symmetric goes with rtn")
     return quantization

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from .precision import Quantization
+    from .row_scales import Rows
 
 _ROWS = 4096  # quantized at once: what it takes beside the matrix itself stays small
 _SCRATCH = Scratch()
@@ -123,17 +124,17 @@ def concatenated(parts: Sequence[Blocks]) -> Blocks:
 
 
 class LazyBlocks:
-    """The blocks of a matrix, made when the first of its parts is asked for, and forgotten after the last."""
+    """The blocks of a matrix, or its rows, made when the first of its parts is asked for, and forgotten after the last."""
 
-    def __init__(self, make: Callable[[], Blocks]) -> None:
+    def __init__(self, make: Callable[[], Blocks | Rows]) -> None:
         self._make = make
-        self._blocks: Blocks | None = None
+        self._blocks: Blocks | Rows | None = None
         self._parts = 0
         self._taken: set[str] = set()
         self._lock = threading.Lock()
 
     def expect(self, part: str) -> Callable[[], NDArray[Any]]:
-        """A function that gives the attribute `part` of `Blocks`, once."""
+        """A function that gives the attribute `part` of them, once."""
         self._parts += 1
         return lambda: self._take(part)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from . import growing, manifest, precision, verify
+from . import growing, manifest, precision, processor, verify
 from .errors import VerificationError
 from .reference import evaluation_text, reference
 
@@ -32,9 +32,12 @@ def recheck(
         evaluation: the text that the export was compared on; None for ours.
 
     Raises:
-        VerificationError: it is not as close as its precision wants, or the model was made from another checkpoint.
+        VerificationError: this CPU cannot run it, it is not as close as its precision wants, or the model was made from another
+            checkpoint.
     """
     known = manifest.read(folder)
+    if lacking := processor.missing(known.cpu_flags):
+        raise VerificationError(f"{folder}: {lacking}")
     text = evaluation_text(evaluation)
     if known.source["format"] == "onnx":
         _check_shape(folder, known, checkpoint)

@@ -26,6 +26,7 @@ _FUSIONS = {
     "fuse_skip_norm": "fused residual + norm",
     "fuse_bias_activation": "fused bias + GELU",
     "fuse_experts": "mixture of experts",
+    "multiply_by_rows": "products by rows",
     "quantize_matrices": "matrices in integers",
     "quantize_experts": "mixtures of experts in integers",
 }
@@ -61,6 +62,7 @@ def exported(result: Exported, checkpoint: Checkpoint) -> str:
         "traced": f"{traced}; a layer of {len(lowering.before.nodes)} nodes became one of {len(lowering.after.nodes)}",
         "fused": ", ".join(fusions),
         **({"in floats": lowering.not_quantized} if lowering.not_quantized else {}),
+        **({"in blocks": lowering.in_blocks} if lowering.in_blocks else {}),
         **({"not read": result.unread} if result.unread else {}),
         "logits": f"largest difference to torch {parity.max_abs_logit_difference:.2g}, "
         f"of logits up to {parity.max_abs_logit:.3g}{_how(result)}",
@@ -121,6 +123,7 @@ def inspected(folder: Path, manifest: Manifest) -> str:
         f"{verification['greedy_agreement']:.1%} of {verification['tokens']} positions",
         "perplexity": f"{verification['perplexity']:.4g} on {verification['text_tokens']} tokens of text, "
         f"{verification['checkpoint_perplexity']:.4g} by {_reference(manifest)}",
+        **({"CPU": f"needs {' or '.join(manifest.cpu_flags)}"} if manifest.cpu_flags else {}),
         **({"integers": integers} if (integers := operator_counts.in_integers(folder, manifest)) else {}),
         "genai": _genai(manifest),
         "adapters": _adapters(folder, manifest),

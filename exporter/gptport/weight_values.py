@@ -11,6 +11,7 @@ import torch
 
 from .errors import CheckpointError
 from .quantize import Blocks, LazyBlocks, concatenated, gptq, quantize
+from .row_scales import Rows, by_rows
 from .weights import Part, Weight, recipe_of, shape
 
 if TYPE_CHECKING:
@@ -65,25 +66,43 @@ def attach(
     Raises:
         CheckpointError: the checkpoint lacks a parameter, or has it in another shape.
     """
-    lazy: dict[tuple[Weight, Quantization], LazyBlocks] = {}
+    lazy: dict[tuple[Weight, Quantization, tuple[float, ...]], LazyBlocks] = {}
     read: set[str] = set()
     for value in graph.initializers.values():
         recipe = recipe_of(value)
         if recipe is None:
             continue
         weight = recipe if isinstance(recipe, Weight) else recipe.weight
-        weight = replace(weight, names=_stored_names(weight, source, aliases))
-        _check_shape(weight, source, recipe.shape if isinstance(recipe, Part) else shape(value))
+        weight = as_stored(
+            weight, source, aliases, recipe.shape if isinstance(recipe, Part) else shape(value)
+        )
         read.update(weight.names)
         assert value.dtype is not None
         if isinstance(recipe, Part):
-            make = partial(_blocks, weight, source, recipe.quantization, hessians or {})
-            blocks = lazy.setdefault((weight, recipe.quantization), LazyBlocks(make))
+            make: Callable[[], Blocks | Rows] = partial(
+                _blocks, weight, source, recipe.quantization, hessians or {}
+            )
+            if recipe.smoothing:
+                make = partial(_rows, weight, source, recipe.smoothing)
+            blocks = lazy.setdefault((weight, recipe.quantization, recipe.smoothing), LazyBlocks(make))
             reader = _part_reader(blocks.expect(recipe.attribute), value)
             value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(shape(value)), name=value.name)
         else:
             value.const_value = _Values(weight, source.tensor, value)
     return read
+
+
+def as_stored(
+    weight: Weight, source: Source, aliases: Mapping[str, Sequence[str]], wanted: tuple[int, ...]
+) -> Weight:
+    """The weight by the names that the source has for its parameters.
+
+    Raises:
+        CheckpointError: it lacks one, or they do not make what has the shape `wanted`.
+    """
+    weight = replace(weight, names=_stored_names(weight, source, aliases))
+    _check_shape(weight, source, wanted)
+    return weight
 
 
 def _stored_names(weight: Weight, source: Source, aliases: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -142,6 +161,10 @@ def _blocks(
         return blocks.take(weight.order) if weight.order else blocks
     dtype = torch.float32 if weight.offset else source.tensor(weight.names[0]).dtype
     return quantize(weight.read(source.tensor, dtype).flatten(0, -2), quantization)
+
+
+def _rows(weight: Weight, source: Source, smoothing: tuple[float, ...]) -> Rows:
+    return by_rows(weight.read(source.tensor, source.tensor(weight.names[0]).dtype), smoothing)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

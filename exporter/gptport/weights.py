@@ -80,12 +80,16 @@ class Weight:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a matrix [N, K], or of several [E, N, K], in integers: `attribute` of their `quantize.Blocks`."""
+    """A part of a matrix [N, K], or of several [E, N, K], in integers: `attribute` of their `quantize.Blocks`.
+
+    With `smoothing`, what its input features are multiplied by: of its `row_scales.Rows`.
+    """
 
     weight: Weight
     shape: tuple[int, ...]
     quantization: Quantization
     attribute: str
+    smoothing: tuple[float, ...] = ()
 
 
 def parameter(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
@@ -198,6 +202,24 @@ def in_blocks(
     if quantization.symmetric:
         return packed, scales, None
     return packed, scales, part("zero_points", suffix, zero_dtype, (*experts, n, width, *last))
+
+
+def by_rows(
+    value: ir.Value, quantization: Quantization, smoothing: tuple[float, ...]
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """New initializers that store a matrix [N, K] as `row_scales.Rows`: packed, scales and factors."""
+    n, k = shape(value)
+
+    def part(attribute: str, dtype: ir.DataType, dims: Sequence[int]) -> ir.Value:
+        assert isinstance(value.graph, ir.Graph)
+        recipe = Part(of(value), (n, k), quantization, attribute, smoothing)
+        return _register(value.graph, f"{value.name}.by_rows.{attribute}", recipe, dtype, dims)
+
+    return (
+        part("packed", ir.DataType.INT8, (k, n)),
+        part("scales", ir.DataType.FLOAT, (n,)),
+        part("factors", ir.DataType.FLOAT, (k,)),
+    )
 
 
 def shape(value: ir.Value) -> tuple[int, ...]:

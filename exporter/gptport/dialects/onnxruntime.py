@@ -18,6 +18,7 @@ from ..passes.fuse_attention import fuse_attention
 from ..passes.fuse_bias_activation import fuse_bias_activation
 from ..passes.fuse_experts import fuse_experts
 from ..passes.fuse_skip_norm import fuse_skip_norm
+from ..passes.multiply_by_rows import multiply_by_rows
 from ..passes.pack_projections import pack_projections
 from ..passes.quantize_experts import quantize_experts
 from ..passes.quantize_matrices import quantize_matrices
@@ -156,6 +157,7 @@ PASSES = (
     fuse_skip_norm,
     fuse_bias_activation,
     add_adapters,
+    multiply_by_rows,
     quantize_matrices,
     quantize_experts,
     lower,

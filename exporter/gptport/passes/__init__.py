@@ -39,6 +39,8 @@ class Context:
         rotary: path of a rotary module → its cosines and sines, each float32 [max_length, head_dim / 2].
         quantization: how matrices are stored, if not as they are.
         adapters: whether the graph takes LoRA adapters.
+        smoothing: matrix [N, K] → what its input features are multiplied by, () for one that is not to be multiplied by rows;
+            None if none is.
     """
 
     spec: ModelSpec
@@ -46,6 +48,7 @@ class Context:
     rotary: Callable[[str], tuple[NDArray[np.float32], NDArray[np.float32]]]
     quantization: Quantization | None = None
     adapters: bool = False
+    smoothing: Callable[[ir.Value], tuple[float, ...]] | None = None
 
 
 def run(

@@ -34,8 +34,10 @@ def quantize_matrices(graph: ir.Graph, context: Context) -> int:
     quantization = context.quantization
     if quantization is None:
         return 0
-    routers = _routers(graph)
-    linears = [node for node in graph if is_op(node, "Linear", DOMAIN) and node not in routers]
+    if quantization.algorithm == "smoothquant":  # of which this is what could not be computed by rows
+        quantization = replace(quantization, algorithm="rtn")
+    without = routers(graph)
+    linears = [node for node in graph if is_op(node, "Linear", DOMAIN) and node not in without]
     for node in linears:
         in_eight_bits = is_head(node) and quantization.head_bits == 8
         _quantize_linear(graph, node, _in_eight_bits(node, quantization) if in_eight_bits else quantization)
@@ -43,7 +45,7 @@ def quantize_matrices(graph: ir.Graph, context: Context) -> int:
     return len(linears) + sum(_quantize_embedding(graph, node, quantization) for node in gathers)
 
 
-def _routers(graph: ir.Graph) -> set[ir.Node]:
+def routers(graph: ir.Graph) -> set[ir.Node]:
     """The products that a MoE chooses its experts by: back from its scores, to the first product or the norm before it."""
     found: set[ir.Node] = set()
     seen: set[ir.Node] = set()
