@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Not each worker is to make what a group shares: pytest-xdist has once ceased to group without a word."""
+    if WORKER and session.config.getoption("loadgroup"):
+        apart = [item.nodeid for item in session.items if "@" not in item.nodeid]
+        if apart:
+            raise pytest.UsageError(f"pytest-xdist does not group {apart[0]}")
+
+
 def group(item: pytest.Item) -> str:
     """The name of what takes long to make and is shared: the server of tests/e2e, the repository of tests/deployment, a file."""
     if item.path.is_relative_to(END_TO_END) and "server" in getattr(item, "fixturenames", ()):
