@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,12 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """Not each worker is to make what a group shares: pytest-xdist has once ceased to group without a word."""
-    if WORKER and session.config.getoption("loadgroup"):
-        apart = [item.nodeid for item in session.items if "@" not in item.nodeid]
-        if apart:
-            raise pytest.UsageError(f"pytest-xdist does not group {apart[0]}")
+    apart = [name for name in ids if "@" not in name]
+    if apart and node.config.getoption("dist") == "loadgroup":
+        raise pytest.UsageError(f"pytest-xdist does not group {apart[0]}; is it made for this pytest?")
 
 
 def group(item: pytest.Item) -> str:
