@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from .passes import multiply_by_rows
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -46,9 +44,8 @@ def in_integers(folder: Path, manifest: Manifest) -> str:
         for attribute in node.attribute
         if attribute.name == bits.get(node.op_type)
     )
-    found.update(
-        f"{node.op_type} of 8 bits" for node in nodes(graph) if node.op_type == multiply_by_rows.OPERATOR
-    )
+    by_rows = "MatMulIntegerToFloat"
+    found.update(f"{by_rows} of 8 bits" for node in nodes(graph) if node.op_type == by_rows)
     if not found:
         return ""
     found.update("MoE in floats" for node in nodes(graph) if node.op_type == "MoE")

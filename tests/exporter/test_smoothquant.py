@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from gptport import cli, operator_counts, processor, smoothquant, weights
+from gptport import cli, doctor, images, operator_counts, processor, report, smoothquant, weights
 from gptport.calibration import Inputs
 from gptport.errors import UsageError
 from gptport.precision import PRECISIONS, chosen
@@ -241,6 +241,29 @@ def test_a_cpu_without_vnni_verifies_nothing(llama, export_to, tmp_path, become,
     become("avx512f")
     assert cli.main(["verify", str(tmp_path / llama.name), "--checkpoint", str(llama)]) == 1
     assert "need a CPU with avx512_vnni or avx_vnni" in capsys.readouterr().err
+
+
+@computes_by_rows
+def test_the_doctor_and_inspect_say_what_the_cpu_needs(llama, export_to, tmp_path, become):
+    exported = export_to(llama, tmp_path, precision=BY_ROWS)
+    assert "needs avx512_vnni or avx_vnni" in report.inspected(
+        exported.folders[llama.name], exported.manifest
+    )
+
+    def found():
+        checks = doctor.examine(tmp_path, images.image("26.08"), doctor.Machine())
+        assert [each.status for each in checks if each.what == "operators"] == ["ok"]
+        return {each.model: (each.status, each.why) for each in checks if each.what == "CPU"}
+
+    for flag, said in (
+        ("avx_vnni", ("ok", "avx512_vnni or avx_vnni is needed, and there")),
+        (
+            "avx512f",
+            ("problem", "avx512_vnni or avx_vnni is needed, which this machine's lacks: sums would saturate"),
+        ),
+    ):
+        become(flag)
+        assert found() == dict.fromkeys(exported.folders, said)
 
 
 @pytest.mark.parametrize(
