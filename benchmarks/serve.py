@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from benchmarks import checkpoints, decode, process, turns
@@ -16,17 +16,18 @@ from benchmarks.results import Contestant, Result
 from gptport import processor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 CHECKPOINT = "smollm2"
 NEW_TOKENS = 64
 IN_PROCESS = "in process"
 SMOOTHQUANT = "gptport smoothquant"
+IN_BLOCKS = "gptport in blocks"
 _FIRST_AIM = 1.0
 _PYTHON_AIM = 0.1
 _MODEL = ("prefill", "decode")  # parts of a step that are the model's
 _REMARKS = {
-    SMOOTHQUANT: "ours too, exported with --quantization smoothquant",
+    IN_BLOCKS: "exported with --quantization rtn, the default",
     "vllm": "fp32; as it comes, it keeps a core for its frontend",
     "vllm_all_cores": "fp32; told to compute on all cores",
 }
@@ -106,7 +107,21 @@ def run(race: Race, peers: Sequence[str], count: int, threads: int) -> tuple[Res
         return _said(name, _turn(_job("fp32", name, threads), name, race.streams))
 
     taken = turns.take_turns([OURS, *peers], count, take_turn)
-    return (rates(race, taken),) if IN_PROCESS in peers else (rates(race, taken), _first(race, taken))
+    results = []
+    for each, contestants in tables(race, taken):
+        results.append(rates(each, contestants))
+        if IN_PROCESS not in peers:
+            results.append(_first(each, contestants))
+    return tuple(results)
+
+
+def tables(race: Race, taken: dict[str, list[Turn]]) -> Iterator[tuple[Race, dict[str, list[Turn]]]]:
+    """What is compared with what: each export of ours with the peers, one by smoothquant with the other too."""
+    peers = {name: found for name, found in taken.items() if name not in (OURS, SMOOTHQUANT)}
+    yield race, {OURS: taken[OURS], **peers}
+    if SMOOTHQUANT in taken:
+        by_rows = replace(race, precision=f"{race.precision}-smoothquant")
+        yield by_rows, {OURS: taken[SMOOTHQUANT], IN_BLOCKS: taken[OURS], **peers}
 
 
 def _job(precision: str, server: str, threads: int, options: tuple[str, ...] = ()) -> Job:
@@ -165,7 +180,7 @@ def rates(race: Race, taken: dict[str, list[Turn]]) -> Result:
                 name,
                 tuple(turn.tokens_per_second for turn in found),
                 max(turn.peak_bytes for turn in found),
-                None if name in (OURS, SMOOTHQUANT) else race.aim,
+                None if name in (OURS, IN_BLOCKS) else race.aim,
                 _REMARKS.get(name, ""),
             )
             for name, found in taken.items()
@@ -185,7 +200,7 @@ def _first(race: Race, taken: dict[str, list[Turn]]) -> Result:
                 name,
                 tuple(turn.first_token * 1000 for turn in found),
                 0,
-                None if name in (OURS, SMOOTHQUANT) else _FIRST_AIM,
+                None if name in (OURS, IN_BLOCKS) else _FIRST_AIM,
                 _REMARKS.get(name, ""),
             )
             for name, found in taken.items()

@@ -33,6 +33,18 @@ def test_the_loops_own_share_is_what_the_model_does_not_take() -> None:
     )
 
 
+def test_each_export_of_ours_is_compared_with_the_peers_of_the_same_turns() -> None:
+    race = serve.Race("int8", 16, 2.5, (serve.SMOOTHQUANT, "vllm"))
+    taken = {name: [turn((1.0, 2.0))] for name in ("gptport", *race.peers)}
+    in_blocks, by_rows = serve.tables(race, taken)
+    assert (in_blocks[0], list(in_blocks[1])) == (race, ["gptport", "vllm"])
+    assert by_rows[0].name == "serve-smollm2-int8-smoothquant-16"
+    assert list(by_rows[1]) == ["gptport", serve.IN_BLOCKS, "vllm"]
+    assert by_rows[1]["gptport"] is taken[serve.SMOOTHQUANT]
+    del taken[serve.SMOOTHQUANT]  # this CPU cannot
+    assert len(list(serve.tables(race, taken))) == 1
+
+
 @pytest.mark.parametrize(
     "name", sorted({peer for race in serve.RACES for peer in race.peers if " " not in peer})
 )
