@@ -36,7 +36,7 @@ def _panel(panel: Axes, result: Result) -> None:
     colours = [_OURS, *[_PEER] * (len(names) - 1)]
     panel.barh(names, medians, xerr=whiskers, color=colours, height=0.7, ecolor="#334155", capsize=2)
     for place, found in enumerate(spreads):
-        panel.annotate(f" {found.median:.3g}", (found.most, place), va="center", fontsize=8)
+        panel.annotate(f" {turns.shown(found.median)}", (found.most, place), va="center", fontsize=8)
     panel.invert_yaxis()
     panel.margins(x=0.08)
     panel.set_title(result.title, loc="left", fontsize=9)

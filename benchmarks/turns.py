@@ -21,7 +21,12 @@ class Spread:
     most: float
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.least:.3g}–{self.most:.3g})"
+        return f"{shown(self.median)} ({shown(self.least)}–{shown(self.most)})"
+
+
+def shown(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> Spread:

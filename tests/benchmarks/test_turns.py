@@ -34,3 +34,8 @@ def test_turns_without_a_partner_are_refused() -> None:
 def test_nothing_has_no_median() -> None:
     with pytest.raises(ValueError, match="nothing was measured"):
         turns.spread([])
+
+
+def test_numbers_are_shown_without_powers_of_ten() -> None:
+    assert str(turns.spread([971.26, 1006.3, 1026.0])) == "1,006 (971–1,026)"
+    assert str(turns.spread([0.2, 0.4, 0.125])) == "0.2 (0.125–0.4)"
