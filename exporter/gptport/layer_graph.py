@@ -108,6 +108,8 @@ def _detail(node: ir.Node) -> str:
     attributes = node.attributes
     if "bits" in attributes:
         return f"{attributes.get_int('K')} × {attributes.get_int('N')}, {attributes.get_int('bits')} bits"
+    if node.op_type == "MatMulIntegerToFloat" and node.inputs[1] is not None:
+        return f"{' × '.join(map(str, weights.shape(node.inputs[1])))}, 8 bits"
     if "kv_num_heads" in attributes:
         return f"{attributes.get_int('num_heads')} heads on {attributes.get_int('kv_num_heads')} of keys"
     matrices = [weights.shape(v) for v in node.inputs if v is not None and weights.is_parameter(v)]

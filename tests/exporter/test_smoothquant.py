@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -133,6 +134,8 @@ def test_every_product_of_an_export_is_by_rows(checkpoint, export_to, tmp_path):
     folder = exported.folders[checkpoint.name]
     assert "13 × MatMulIntegerToFloat of 8 bits" in operator_counts.in_integers(folder, exported.manifest)
     assert json.loads((folder / "manifest.json").read_text())["cpu_flags"] == list(processor.VNNI)
+    drawn = {each.detail for each in exported.lowering.after.nodes if each.operator == "MatMulIntegerToFloat"}
+    assert all(re.fullmatch(r"\d+ × \d+, 8 bits", detail) for detail in drawn)
 
 
 class Batch:

@@ -18,7 +18,7 @@ _LETTER, _PAD, _GAP = 6.3, 8, 12
 _LINE, _RANK = 13, 24  # heights: of a line of text, between two ranks
 
 _KINDS = {
-    "matrix": ("Linear", "MatMul", "MatMulNBits", "Gemm", "MoE", "QMoE", "Experts"),
+    "matrix": ("Linear", "MatMul", "MatMulNBits", "MatMulIntegerToFloat", "Gemm", "MoE", "QMoE", "Experts"),
     "attention": ("Attention", "GroupQueryAttention"),
 }
 
