@@ -189,7 +189,7 @@ METRICS = (
 
 # Whoever sees a request counted, or nothing running, sees all that was counted with it.
 SHOWN_LAST = ("gptport_requests_total", "gptport_running", "gptport_waiting")
-IN_ORDER = sorted(METRICS, key=lambda metric: metric.name in SHOWN_LAST)
+PUBLISH_ORDER = sorted(METRICS, key=lambda metric: metric.name in SHOWN_LAST)
 
 
 class Publisher(Protocol):
@@ -220,7 +220,7 @@ class TritonPublisher:
         if now < self._next and (tally.running or tally.waiting):
             return
         self._next = now + PUBLISH_SECONDS
-        for metric in IN_ORDER:
+        for metric in PUBLISH_ORDER:
             value = metric.read(tally)
             if metric.kind == "histogram":
                 self._distribute(metric.name, metric.meaning, value)

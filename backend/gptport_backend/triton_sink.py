@@ -11,6 +11,8 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
+
     from gptport_backend.likelihood import Logprobs
     from gptport_backend.outbox import Outbox
     from gptport_backend.sequence import Piece
@@ -74,15 +76,15 @@ class TritonSink:
             wanted = [each for each in _values(pieces) if each[0] in self._outputs]
             arrays = {name: np.array(values, dtype) for name, values, dtype in wanted}
             response = pb_utils.InferenceResponse([pb_utils.Tensor(*each) for each in arrays.items()])
-            size = sum(array.nbytes for array in arrays.values()) + sum(len(piece.text) for piece in pieces)
             # A response with the final flag closes the sender even if it fails: none could tell the client.
-            self._send(response, final=final and size <= LARGE)
+            apart = final and _size(arrays, pieces) > LARGE
+            self._send(response, final=final and not apart)
         except Exception as error:
             self._lost = True
             message = f"the answer cannot be sent: {error}"
             self._send(pb_utils.InferenceResponse([], pb_utils.TritonError(message)), final=True)
             raise
-        if final and size > LARGE:
+        if apart:
             self._send(None, final=True)
 
     def _send(self, response: Any, final: bool) -> None:
@@ -101,6 +103,11 @@ def _ended(piece: Piece) -> str:
         f"{piece.finish_reason}, {piece.num_input_tokens} tokens in, {piece.num_output_tokens} out, "
         f"first token {first}"
     )
+
+
+def _size(arrays: dict[str, NDArray[Any]], pieces: tuple[Piece, ...]) -> int:
+    """Bytes of a response, about."""
+    return sum(array.nbytes for array in arrays.values()) + sum(len(piece.text) for piece in pieces)
 
 
 def _values(pieces: tuple[Piece, ...]) -> Iterator[tuple[str, Any, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from . import passes, residuals, unroll, weight_parts, weight_values
+from .calibration import Calibration
 from .dialects import onnxruntime as dialect
 from .layer_graph import LayerGraph, layer_graph
 from .passes import multiply_by_rows, quantize_experts
@@ -16,7 +17,6 @@ from .unread import unread
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .calibration import Calibration
     from .checkpoint import Checkpoint
     from .precision import Precision
     from .trace import Trace
@@ -128,11 +128,8 @@ def build(
     except unroll.LayersDiffer:
         traced = trace(config, spec, spec.layers, precision.dtype)
         model = unroll.unroll(traced, spec.layers)
-    smoothing = (
-        SmoothQuant(checkpoint, traced.aliases, calibrated.inputs)
-        if calibrated and calibrated.inputs
-        else None
-    )
+    known = calibrated or Calibration()
+    smoothing = SmoothQuant(checkpoint, traced.aliases, known.inputs) if known.inputs else None
     context = passes.Context(
         spec,
         max_length,
@@ -142,9 +139,7 @@ def build(
         smoothing,
     )
     hidden_states, lowering = _lower(model, traced, context)
-    read = weight_values.attach(
-        model.graph, checkpoint, traced.aliases, calibrated.hessians if calibrated else None
-    )
+    read = weight_values.attach(model.graph, checkpoint, traced.aliases, known.hessians)
     strip(model.graph)
     model.graph.name, model.producer_name = spec.model_type, "gptport"
     model.opset_imports.clear()

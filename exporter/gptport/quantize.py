@@ -123,12 +123,12 @@ def concatenated(parts: Sequence[Blocks]) -> Blocks:
     )
 
 
-class LazyBlocks:
+class LazyIntegers:
     """The blocks of a matrix, or its rows, made when the first of its parts is asked for, and forgotten after the last."""
 
     def __init__(self, make: Callable[[], Blocks | Rows]) -> None:
         self._make = make
-        self._blocks: Blocks | Rows | None = None
+        self._integers: Blocks | Rows | None = None
         self._parts = 0
         self._taken: set[str] = set()
         self._lock = threading.Lock()
@@ -140,12 +140,12 @@ class LazyBlocks:
 
     def _take(self, part: str) -> NDArray[Any]:
         with self._lock:
-            if self._blocks is None:
-                self._blocks = self._make()
-            found: NDArray[Any] = getattr(self._blocks, part)
+            if self._integers is None:
+                self._integers = self._make()
+            found: NDArray[Any] = getattr(self._integers, part)
             self._taken.add(part)
             if len(self._taken) == self._parts:
-                self._blocks, self._taken = None, set()
+                self._integers, self._taken = None, set()
             return found
 
 

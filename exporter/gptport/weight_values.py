@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from .errors import CheckpointError
-from .quantize import Blocks, LazyBlocks, concatenated, gptq, quantize
+from .quantize import Blocks, LazyIntegers, concatenated, gptq, quantize
 from .row_scales import Rows, by_rows
 from .weights import Part, Weight, recipe_of, shape
 
@@ -66,7 +66,7 @@ def attach(
     Raises:
         CheckpointError: the checkpoint lacks a parameter, or has it in another shape.
     """
-    lazy: dict[tuple[Weight, Quantization, tuple[float, ...]], LazyBlocks] = {}
+    lazy: dict[tuple[Weight, Quantization, tuple[float, ...]], LazyIntegers] = {}
     read: set[str] = set()
     for value in graph.initializers.values():
         recipe = recipe_of(value)
@@ -79,13 +79,9 @@ def attach(
         read.update(weight.names)
         assert value.dtype is not None
         if isinstance(recipe, Part):
-            make: Callable[[], Blocks | Rows] = partial(
-                _blocks, weight, source, recipe.quantization, hessians or {}
-            )
-            if recipe.smoothing:
-                make = partial(_rows, weight, source, recipe.smoothing)
-            blocks = lazy.setdefault((weight, recipe.quantization, recipe.smoothing), LazyBlocks(make))
-            reader = _part_reader(blocks.expect(recipe.attribute), value)
+            make = partial(_in_integers, weight, source, recipe, hessians or {})
+            matrix = lazy.setdefault((weight, recipe.quantization, recipe.smoothing), LazyIntegers(make))
+            reader = _part_reader(matrix.expect(recipe.attribute), value)
             value.const_value = ir.LazyTensor(reader, value.dtype, ir.Shape(shape(value)), name=value.name)
         else:
             value.const_value = _Values(weight, source.tensor, value)
@@ -141,6 +137,15 @@ def _in_ir(values: torch.Tensor) -> ir.TensorProtocol:
     return ir.Tensor(values.numpy())
 
 
+def _in_integers(
+    weight: Weight, source: Source, part: Part, hessians: Mapping[str, torch.Tensor]
+) -> Blocks | Rows:
+    if part.smoothing:
+        dtype = source.tensor(weight.names[0]).dtype
+        return by_rows(weight.read(source.tensor, dtype), part.smoothing)
+    return _blocks(weight, source, part.quantization, hessians)
+
+
 def _blocks(
     weight: Weight, source: Source, quantization: Quantization, hessians: Mapping[str, torch.Tensor]
 ) -> Blocks:
@@ -161,10 +166,6 @@ def _blocks(
         return blocks.take(weight.order) if weight.order else blocks
     dtype = torch.float32 if weight.offset else source.tensor(weight.names[0]).dtype
     return quantize(weight.read(source.tensor, dtype).flatten(0, -2), quantization)
-
-
-def _rows(weight: Weight, source: Source, smoothing: tuple[float, ...]) -> Rows:
-    return by_rows(weight.read(source.tensor, source.tensor(weight.names[0]).dtype), smoothing)
 
 
 def _part_reader(take: Callable[[], NDArray[Any]], value: ir.Value) -> Callable[[], ir.TensorProtocol]:

@@ -7,17 +7,13 @@ from itertools import accumulate
 
 import pytest
 
+from toy_checks import GREEDY, MESSAGES, PROMPT
 from toy_model import MAX_LENGTH, byte_fallback_tokenizer, render
 from toy_wire import read_inputs
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
-
-
-PROMPT = "The quick brown 世界"
-MESSAGES = [{"role": "user", "content": "Grüße!"}]
-GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 9}
 
 
 def test_a_completion(ask, client):

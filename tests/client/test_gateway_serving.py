@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 
-from toy_checks import PATIENCE
+from toy_checks import GREEDY, MESSAGES, PATIENCE, PROMPT
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
@@ -22,10 +22,6 @@ pytest.importorskip("starlette")
 
 from gptport.address import Address  # noqa: E402
 from gptport.cli import main  # noqa: E402
-
-PROMPT = "The quick brown 世界"
-MESSAGES = [{"role": "user", "content": "Grüße!"}]
-GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 9}
 
 
 def test_a_browser_that_goes_away_cancels(ask, toy):

@@ -1,4 +1,4 @@
-"""What the toy server must answer, and waiting for what comes about by itself."""
+"""What the toy server is asked through the gateway and must answer, and waiting for what comes about by itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import time
 
 from toy_model import next_logits
 
+PROMPT = "The quick brown 世界"
+MESSAGES = [{"role": "user", "content": "Grüße!"}]
+GREEDY = {"model": "toy", "temperature": 0, "max_tokens": 9}
 PATIENCE = 100.0  # seconds until what never comes is a failure: on a slow machine too
 
 

@@ -132,9 +132,9 @@ def test_guesses(asked):
 
 def test_how_requests_end(asked):
     with Since(asked, requests=2) as grown:
-        streams = asked.stream(LONG, max_tokens=150, ignore_eos=True, n=100)
-        next(streams)
-        streams.close()
+        stream = asked.stream(LONG, max_tokens=150, ignore_eos=True, n=100)
+        next(stream)
+        stream.close()
         asked.generate("hello", max_tokens=20, stop=["e"], logit_bias={asked.tokenize("e")[0]: 1000.0})
     ends = [grown("requests_total", finish_reason=reason) for reason in ("cancelled", "stop")]
     assert (ends, grown("requests_total")) == ([1, 1], 2)

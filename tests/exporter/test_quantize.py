@@ -20,7 +20,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import (
 from gptport import cli
 from gptport.errors import UsageError, VerificationError
 from gptport.precision import PRECISIONS, Quantization, chosen
-from gptport.quantize import LazyBlocks, blocks_of, gptq, quantize, zero_points_width
+from gptport.quantize import LazyIntegers, blocks_of, gptq, quantize, zero_points_width
 
 RANDOM = np.random.default_rng(0)
 # The largest rounding error, in steps: half a step, and for whole zero points another half.
@@ -128,7 +128,7 @@ def test_a_matrix_is_quantized_once_and_let_go_after_its_last_part():
         made.append(1)
         return quantize(torch.ones(2, 32), Quantization("rtn", 4))
 
-    lazy = LazyBlocks(make)
+    lazy = LazyIntegers(make)
     takes = [lazy.expect(part) for part in ("packed", "scales", "zero_points")]
     assert [take().shape for take in takes] == [(2, 1, 16), (2, 1), (2, 1)]
     assert len(made) == 1
