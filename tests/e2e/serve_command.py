@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -61,11 +62,18 @@ class Command:
         return self.regions() + locks + [path.name for path in self.temporary.iterdir()]
 
 
-def gone(processes: list[psutil.Process], seconds: float = PATIENCE) -> bool:
-    """Whether all have ended; one that only waits for its parent to notice has."""
-    end = time.monotonic() + seconds
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all end, which one that is killed does a moment later; one that only waits for its parent to notice has ended."""
+    end = time.monotonic() + PATIENCE
+    while any(map(runs, processes)):
         if time.monotonic() > end:
             return False
         time.sleep(0.05)
     return True
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it has not ended, a moment ago."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it ends between the two questions
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

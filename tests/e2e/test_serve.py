@@ -93,7 +93,7 @@ def test_a_signal_stops_it_and_nothing_is_left(command, repository, number):
     server.process.send_signal(number)
     code, said = server.end()
     assert (code, said.splitlines()[-1]) == (0, "Stopped.")
-    assert gone(processes, seconds=0)
+    assert gone(processes)
     assert server.leftovers() == []
 
 
@@ -121,7 +121,7 @@ def test_what_runs_is_not_waited_for_longer_than_allowed(command, tmp_path, beco
     server.process.send_signal(signal.SIGTERM)
     assert server.end()[0] == 0
     asking.join()
-    assert gone(processes, seconds=0)
+    assert gone(processes)
 
 
 def test_admin_calls_need_the_key_and_others_do_not(command, repository, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_second_signal_does_not_wait(command, tmp_path, becomes):
     server.process.send_signal(signal.SIGINT)
     assert server.end()[0] == 0
     asking.join()
-    assert gone(processes, seconds=0)
+    assert gone(processes)
     assert server.leftovers() == []
 
 
